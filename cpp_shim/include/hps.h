@@ -1,0 +1,118 @@
+/*
+ * The C interface of hps: open, close and inspect embedding stores, and look rows up without torch.
+ *
+ * Models do not need it. A model calls the operator `hps::lookup`, which opens its store on first use; this interface is
+ * for the program around the model, and it acts on the same stores: one store per configuration file and process.
+ *
+ * Names        A store is named by the path of its configuration file (`ps.json`), found as the operators find it: the path
+ *              itself if it exists, else a file of that name in the folder $HPS_CONFIG_DIR, else the file $HPS_CONFIG_FILE.
+ *              Different names of one file are one store. Text is UTF-8 and ends with a zero byte.
+ * Errors       A function that can fail returns HPS_OK or one of the HPS_ERROR codes, and then hps_last_error() has the
+ *              text. An error leaves the process and all other stores as they were.
+ * Threads      Every function may be called from any thread at any time. hps_open and the first lookup of a store do the
+ *              opening once, however many threads arrive; the others wait.
+ * Processes    A store does not survive fork(): in the child, lookups in it fail with HPS_ERROR_CLOSED.
+ * Exit         Nothing has to be closed before the process ends.
+ * Ownership    Arguments are only read, and only during the call. A `const char *` result belongs to the library. A string
+ *              handed out through a `char **` belongs to the caller, who gives it back with hps_free_string.
+ */
+#ifndef HPS_H
+#define HPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What went wrong, by who must act. Values are never reused; later versions may add some. */
+enum {
+  HPS_OK = 0,
+  /* An argument is wrong: a null pointer, a table the model does not have, another vector size or key width. */
+  HPS_ERROR_INVALID_ARGUMENT = 1,
+  /* The configuration file is missing, malformed or asks for something impossible. */
+  HPS_ERROR_CONFIG = 2,
+  /* No such store, model or file. */
+  HPS_ERROR_NOT_FOUND = 3,
+  /* A database or file could not be read or written. */
+  HPS_ERROR_STORAGE = 4,
+  HPS_ERROR_OUT_OF_MEMORY = 5,
+  /* Stored bytes are not what they must be. */
+  HPS_ERROR_CORRUPT = 6,
+  /* The store was closed, or belongs to the process this one was forked from. */
+  HPS_ERROR_CLOSED = 7,
+  /* The configuration asks for something this build does not have. */
+  HPS_ERROR_UNSUPPORTED = 8,
+  /* A defect of hps itself. */
+  HPS_ERROR_INTERNAL = 9
+};
+
+/* The version of this library, for instance "0.1.0". Never null. */
+const char *hps_version(void);
+
+/*
+ * The text of the last error of the calling thread, "" if its last call succeeded. Never null.
+ * Valid until the calling thread's next call of a function of this file.
+ */
+const char *hps_last_error(void);
+
+/*
+ * Opens the store and loads its tables. Returns when lookups can be served, which may take minutes for large tables.
+ * Does nothing if the store is open. A store that failed to open can be opened again once the cause is removed.
+ */
+int hps_open(const char *ps_config_file);
+
+/*
+ * Closes the store: waits for lookups that are running in it, then frees its memory and releases its databases.
+ * HPS_ERROR_NOT_FOUND if it is not open. The next lookup that names it opens it again.
+ */
+int hps_close(const char *ps_config_file);
+
+/* Closes every open store, as hps_close does. */
+int hps_close_all(void);
+
+/*
+ * Writes to *json what the open store holds and what its lookups found since it was opened: one JSON object, per model and
+ * table the number of keys asked for, of hits in each tier, of keys missing everywhere, and rows and bytes held per tier.
+ * HPS_ERROR_NOT_FOUND if the store is not open. On success the caller frees *json; on error it is not written.
+ */
+int hps_stats(const char *ps_config_file, char **json);
+
+/*
+ * Writes to *path the canonical path of the configuration file that this name stands for, without opening anything.
+ * HPS_ERROR_CONFIG if there is none; the text lists what was tried. On success the caller frees *path.
+ */
+int hps_resolve(const char *ps_config_file, char **path);
+
+/*
+ * Writes the row of keys[i] to rows[i * emb_vec_size ...], for all i below num_keys. A key that no tier has gets the
+ * table's default row. Opens the store if it is not open. Keys may repeat and have any value.
+ *
+ *   table_id      position of the table in the model's configuration, from 0
+ *   emb_vec_size  float32 values per row; must equal the configured size
+ *   keys          num_keys values of key_bits each, in host memory; may be null if num_keys is 0
+ *   key_bits      64 (int64_t) if the model's `supportlonglong` is true, else 32 (read as uint32_t)
+ *   rows          num_keys * emb_vec_size floats, in host memory, written by this call; may be null if num_keys is 0
+ *
+ * After an error the contents of rows are unspecified.
+ */
+int hps_lookup(const char *ps_config_file, const char *model_name, int64_t table_id, int64_t emb_vec_size, const void *keys,
+               int key_bits, size_t num_keys, float *rows);
+
+/* Frees a string that was handed out through a `char **`. Null is allowed. */
+void hps_free_string(char *string);
+
+/*
+ * The path of the copy of libhps_torch.so whose operators serve this process. It is this library's own path unless another
+ * copy was loaded before it (for instance one named in LD_PRELOAD and one of a Python package): the later copy then
+ * registers nothing, and its C interface would see other stores than the models use. Management code therefore calls the
+ * functions of the file named here. Null if no copy could register the operators; the reason went to standard error.
+ */
+const char *hps_ops_library(void);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* HPS_H */

@@ -1,0 +1,72 @@
+#include "lookup.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "hps-bridge/src/lib.rs.h"
+#include "torch_compat.h"
+
+namespace hps {
+namespace {
+
+using torch::stable::Tensor;
+namespace compat = torch_compat;
+
+[[noreturn]] void fail(const std::string& message) { throw std::runtime_error("hps::lookup: " + message); }
+
+// Refuses tensors that this build cannot serve.
+void check_placement(const Tensor& keys) {
+  if (!keys.defined()) {
+    fail("keys are an undefined tensor");
+  }
+  const int32_t type = compat::device_type(keys);
+  if (type == aoti_torch_device_type_meta()) {
+    fail("no fake kernel in this process: `import hps_torch` before torch.compile or torch.export");
+  }
+  if (type != aoti_torch_device_type_cpu()) {
+    fail("keys are on " + compat::device_name(keys) +
+         ", but this build of hps has no GPU tier yet; pass CPU keys (keys.cpu()) and move the rows afterwards");
+  }
+  if (!compat::is_dense(keys)) {
+    fail("keys must be a dense tensor; this one is sparse, jagged or of another layout");
+  }
+}
+
+uint32_t key_bits(const Tensor& keys) {
+  const int32_t dtype = compat::dtype(keys);
+  if (dtype == aoti_torch_dtype_int64()) {
+    return 64;
+  }
+  if (dtype == aoti_torch_dtype_int32()) {
+    return 32;
+  }
+  fail("keys must be torch.int64 or torch.int32, got " + compat::dtype_name(keys));
+}
+
+rust::Str utf8(std::string_view text, const char* argument) {
+  try {
+    return rust::Str(text.data(), text.size());
+  } catch (const std::invalid_argument&) {
+    fail(std::string(argument) + " is not valid UTF-8");
+  }
+}
+
+size_t address(const void* data) { return reinterpret_cast<size_t>(data); }
+
+}  // namespace
+
+Tensor lookup(const Tensor& keys, std::string_view ps_config_file, std::string_view model_name, int64_t table_id,
+              int64_t emb_vec_size) {
+  check_placement(keys);
+  const auto table = bridge::prepare_lookup(utf8(ps_config_file, "ps_config_file"), utf8(model_name, "model_name"), table_id,
+                                            emb_vec_size, key_bits(keys));
+  const Tensor dense_keys = compat::contiguous(keys);
+  const Tensor rows = compat::empty_rows(keys, emb_vec_size);
+  const auto num_keys = static_cast<size_t>(keys.numel());
+  if (num_keys > 0) {
+    table->run(address(dense_keys.const_data_ptr()), num_keys, address(rows.mutable_data_ptr()));
+  }
+  return rows;
+}
+
+}  // namespace hps

@@ -1,0 +1,200 @@
+//! From a configuration to an open store: the truth first, then what stands above it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use hps_config::{Config, ModelConfig, OverflowPolicy, StorageTable, VolatileDbConfig};
+use hps_core::load::{Loaded, Source, fill_cache, load_table};
+use hps_core::memory::MmapAllocator;
+use hps_core::model_files::ModelFiles;
+use hps_core::observer::Observer;
+use hps_core::store::{Table, Tiers};
+use hps_core::tier::{CacheTier, Held, TableSpec, TruthTier};
+use hps_core::update_clock::UpdateClock;
+use hps_core::{EmbeddingStore, Error, ErrorKind, Result, TableId};
+use hps_host::{EvictionPolicy, HostSettings, HostTier};
+use hps_ssd::{SsdSettings, SsdTier};
+
+use crate::console::Console;
+use crate::registry::OpenStore;
+
+/// Bytes of a float32.
+const ELEMENT_BYTES: usize = 4;
+
+/// The canonical path of the configuration that `ps_config_file` stands for.
+///
+/// # Errors
+/// `Config`, listing what was tried.
+pub fn resolve(ps_config_file: &str) -> Result<PathBuf> {
+    Ok(hps_config::resolve_config_file(ps_config_file, |name| std::env::var_os(name))?)
+}
+
+/// Opens the store of a configuration: checks everything, opens the tiers, loads what is not loaded yet.
+///
+/// # Errors
+/// `Config` with every problem found; whatever the tiers report. Nothing stays open then.
+pub fn open(file: &Path) -> Result<OpenStore> {
+    let observer: Arc<dyn Observer> = Arc::new(Console::new());
+    let started = Instant::now();
+    let loaded = Config::from_file(file)?;
+    for warning in &loaded.warnings {
+        observer.warn(&warning.to_string());
+    }
+    let store = open_store(&loaded.config, &observer).map_err(|error| error.at("configuration", file.display()))?;
+    observer.info(&format!(
+        "opened {} ({} tables) in {:.1} s",
+        file.display(),
+        loaded.config.models.iter().map(|model| model.tables.len()).sum::<usize>(),
+        started.elapsed().as_secs_f64()
+    ));
+    Ok(OpenStore { file: file.to_owned(), key_width: loaded.config.key_width, store })
+}
+
+fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<EmbeddingStore> {
+    let storage = StorageTables::of(config);
+    // The lowest database decides whether model files are read at all.
+    let loads_files = match (&config.persistent_db, &config.volatile_db) {
+        (Some(ssd), _) => ssd.initialize_after_startup,
+        (None, Some(host)) => host.initialize_after_startup,
+        (None, None) => false,
+    };
+    // All files are looked at before any database is opened or changed.
+    let sources = if loads_files { Some(storage.open_sources(config)?) } else { None };
+
+    let host = config.volatile_db.as_ref().map(|settings| open_host(settings, &storage.specs)).transpose()?;
+    let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) = match (&config.persistent_db, host) {
+        (Some(settings), host) => {
+            let settings = SsdSettings {
+                num_threads: settings.num_threads,
+                read_only: settings.read_only,
+                max_batch_size: settings.max_batch_size,
+                ..SsdSettings::new(settings.path.clone())
+            };
+            (Arc::new(SsdTier::open(settings, &storage.specs)?), host.map(|host| host as Arc<dyn CacheTier>))
+        }
+        (None, Some(host)) => (host, None),
+        (None, None) => {
+            return Err(Error::new(ErrorKind::Config, "no database is enabled: there is nowhere to keep the tables"));
+        }
+    };
+
+    let clocks: Arc<[UpdateClock]> = storage.specs.iter().map(|_| UpdateClock::default()).collect();
+    for (i, spec) in storage.specs.iter().enumerate() {
+        let table = TableId(i as u32);
+        match sources.as_ref().and_then(|sources| sources.get(i)) {
+            Some(sources) => report(load_table(truth.as_ref(), table, spec, sources, observer.as_ref())?, spec, observer),
+            None if truth.held(table)? == Held::Nothing => observer.warn(&format!(
+                "{}: initialize_after_startup is false and the database holds no rows of this table; all lookups get \
+                 its default row until rows are written",
+                spec.name
+            )),
+            None => {}
+        }
+    }
+    if let (Some(cache), Some(settings)) = (&cache, &config.volatile_db)
+        && settings.initialize_after_startup
+    {
+        for ((i, spec), clock) in storage.specs.iter().enumerate().zip(clocks.iter()) {
+            let table = TableId(i as u32);
+            let max_rows = rows_to_cache(settings, truth.usage(table)?.rows);
+            fill_cache(cache.as_ref(), truth.as_ref(), table, spec, clock, max_rows, observer.as_ref())?;
+        }
+    }
+    let promote_found = config.volatile_db.as_ref().is_some_and(|settings| settings.cache_missed_embeddings);
+    let tiers = Tiers { specs: storage.specs, caches: cache.into_iter().collect(), truth, clocks };
+    EmbeddingStore::new(storage.tables, tiers, promote_found, Arc::clone(observer))
+}
+
+fn report(loaded: Loaded, spec: &TableSpec, observer: &Arc<dyn Observer>) {
+    match loaded {
+        Loaded::FromFiles { rows, .. } => observer.info(&format!("{}: loaded {rows} rows", spec.name)),
+        // load_table has told what there is to tell.
+        Loaded::AlreadyHeld | Loaded::Adopted { .. } => {}
+    }
+}
+
+/// How many of a table's rows the host tier is filled with: the configured share, but not more than fit without
+/// evicting again what was just read.
+fn rows_to_cache(settings: &VolatileDbConfig, num_rows: u64) -> u64 {
+    let share = (num_rows as f64 * settings.initial_cache_rate).ceil() as u64;
+    if settings.overflow_margin == u64::MAX {
+        return share;
+    }
+    let capacity = settings.overflow_margin.saturating_mul(settings.num_partitions as u64);
+    share.min((capacity as f64 * settings.overflow_resolution_target) as u64)
+}
+
+fn open_host(settings: &VolatileDbConfig, specs: &[TableSpec]) -> Result<Arc<HostTier>> {
+    let settings = HostSettings {
+        num_partitions: settings.num_partitions,
+        overflow_margin: (settings.overflow_margin != u64::MAX).then_some(settings.overflow_margin),
+        overflow_policy: match settings.overflow_policy {
+            OverflowPolicy::EvictRandom => EvictionPolicy::Random,
+            OverflowPolicy::EvictLeastUsed => EvictionPolicy::LeastUsed,
+            OverflowPolicy::EvictOldest => EvictionPolicy::Oldest,
+        },
+        overflow_resolution_target: settings.overflow_resolution_target,
+    };
+    Ok(Arc::new(HostTier::open(settings, specs, Arc::new(MmapAllocator))?))
+}
+
+/// Storage tables of all models, numbered for the tiers, and the tables that use them.
+struct StorageTables<'c> {
+    specs: Vec<TableSpec>,
+    tables: Vec<Table>,
+    /// Model and storage table that each spec came from.
+    origins: Vec<(&'c ModelConfig, &'c StorageTable)>,
+}
+
+impl<'c> StorageTables<'c> {
+    fn of(config: &'c Config) -> Self {
+        let mut all = Self { specs: Vec::new(), tables: Vec::new(), origins: Vec::new() };
+        for model in &config.models {
+            let first = all.specs.len();
+            for storage in &model.storage_tables {
+                all.specs.push(TableSpec {
+                    name: storage.name.clone(),
+                    row_bytes: storage.dim * ELEMENT_BYTES,
+                    key_width: config.key_width,
+                });
+                all.origins.push((model, storage));
+            }
+            for (table_id, table) in model.tables.iter().enumerate() {
+                let storage = TableId((first + table.storage) as u32);
+                let (model, name, dim) = (&model.name, &table.name, table.dim);
+                all.tables.push(Table::new(model, table_id, name, storage, dim, table.default_value));
+            }
+        }
+        all
+    }
+
+    /// The model files of every storage table; all that is wrong with any of them in one error.
+    fn open_sources(&self, config: &Config) -> Result<Vec<Vec<Source>>> {
+        let mut problems = Vec::new();
+        let mut all = Vec::new();
+        for (spec, (model, storage)) in self.specs.iter().zip(&self.origins) {
+            let mut sources = Vec::new();
+            for (table_id, table) in model.tables.iter().enumerate().filter(|(id, _)| storage.tables.contains(id)) {
+                match ModelFiles::open(&table.source, spec.row_bytes, spec.key_width) {
+                    Ok(files) => sources.push(Source { table: table.name.clone(), files }),
+                    Err(error) => {
+                        problems.push(format!("model \"{}\": sparse_files[{table_id}]: {error}", model.name));
+                    }
+                }
+            }
+            all.push(sources);
+        }
+        if problems.is_empty() {
+            return Ok(all);
+        }
+        Err(Error::new(
+            ErrorKind::Config,
+            format!("{}: {} in the model files:\n{}", config.file.display(), count(problems.len()), problems.join("\n")),
+        ))
+    }
+}
+
+fn count(problems: usize) -> String {
+    if problems == 1 { "a problem".into() } else { format!("{problems} problems") }
+}

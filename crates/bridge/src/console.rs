@@ -1,0 +1,112 @@
+//! Tells the user on stderr what happens: a progress bar on a terminal, a line now and then otherwise.
+//!
+//! `HPS_LOG` chooses: `off`, `warn`, or `info` (default).
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use hps_core::observer::{Observer, Progress};
+use parking_lot::Mutex;
+
+/// Between two progress lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Between two redraws of a bar.
+const BAR_EVERY: Duration = Duration::from_millis(100);
+const BAR_WIDTH: usize = 30;
+
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Level {
+    Off,
+    Warn,
+    Info,
+}
+
+/// A step under way.
+struct Step {
+    name: String,
+    started: Instant,
+    shown: Instant,
+}
+
+/// Prints to stderr.
+pub(crate) struct Console {
+    level: Level,
+    is_terminal: bool,
+    step: Mutex<Option<Step>>,
+}
+
+impl Console {
+    pub(crate) fn new() -> Self {
+        let level = match std::env::var("HPS_LOG").as_deref() {
+            Ok("off") => Level::Off,
+            Ok("warn") => Level::Warn,
+            _ => Level::Info,
+        };
+        Self { level, is_terminal: std::io::stderr().is_terminal(), step: Mutex::new(None) }
+    }
+
+    fn line(&self, text: &str) {
+        let clear = if self.is_terminal { "\r\x1b[K" } else { "" };
+        // A closed stderr must not disturb the caller.
+        let _ = writeln!(std::io::stderr().lock(), "{clear}hps: {text}");
+    }
+}
+
+impl Observer for Console {
+    fn warn(&self, text: &str) {
+        if self.level >= Level::Warn {
+            self.line(&format!("warning: {text}"));
+        }
+    }
+
+    fn info(&self, text: &str) {
+        if self.level >= Level::Info {
+            self.line(text);
+        }
+    }
+
+    fn progress(&self, progress: Progress<'_>) {
+        if self.level < Level::Info {
+            return;
+        }
+        let now = Instant::now();
+        let name = format!("{} {}", progress.what, progress.table);
+        let mut current = self.step.lock();
+        if current.as_ref().is_none_or(|step| step.name != name) {
+            *current = Some(Step { name, started: now, shown: now });
+        }
+        let Some(step) = current.as_mut() else { return };
+        let is_last = progress.done >= progress.total;
+        let pause = if self.is_terminal { BAR_EVERY } else { LINE_EVERY };
+        if !is_last && now.duration_since(step.shown) < pause {
+            return;
+        }
+        step.shown = now;
+        let seconds = now.duration_since(step.started).as_secs_f64();
+        let share = progress.done as f64 / progress.total.max(1) as f64;
+        let rate = progress.done as f64 / seconds.max(1e-3);
+        let left = (progress.total.saturating_sub(progress.done)) as f64 / rate.max(1e-3);
+        if self.is_terminal && !is_last {
+            let full = (share * BAR_WIDTH as f64) as usize;
+            let bar: String = (0..BAR_WIDTH).map(|i| if i < full { '#' } else { '-' }).collect();
+            let _ = write!(
+                std::io::stderr().lock(),
+                "\r\x1b[Khps: {} [{bar}] {:3.0} % {:.1} M rows/s, {left:.0} s left",
+                step.name,
+                share * 100.0,
+                rate / 1e6
+            );
+        } else if is_last {
+            self.line(&format!("{}: {} rows in {seconds:.1} s", step.name, progress.done));
+            *current = None;
+        } else {
+            self.line(&format!(
+                "{}: {:.0} %, {} of {} rows, {left:.0} s left",
+                step.name,
+                share * 100.0,
+                progress.done,
+                progress.total
+            ));
+        }
+    }
+}

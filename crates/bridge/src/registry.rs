@@ -1,0 +1,193 @@
+//! Which stores are open: by the name that lookups use, and by the canonical path of their configuration.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use hps_core::{EmbeddingStore, Error, ErrorKind, KeyWidth, Result};
+use parking_lot::{Condvar, Mutex};
+
+use crate::{assemble, fork, guard};
+
+/// A store that is open, and where it came from.
+pub struct OpenStore {
+    /// Canonical path of the configuration.
+    pub file: PathBuf,
+    /// Width of the keys that its lookups take.
+    pub key_width: KeyWidth,
+    /// The store.
+    pub store: EmbeddingStore,
+}
+
+/// All stores of this process.
+///
+/// Never dropped: at exit, threads may still be inside lookups, and RocksDB's write-ahead log needs no good-bye.
+pub fn registry() -> &'static Registry {
+    static REGISTRY: OnceLock<Registry> = OnceLock::new();
+    REGISTRY.get_or_init(Registry::default)
+}
+
+/// See [`registry`].
+#[derive(Default)]
+pub struct Registry {
+    /// Names that were resolved before. Read by every lookup, without a lock.
+    by_name: ArcSwap<HashMap<String, Arc<Slot>>>,
+    by_path: Mutex<HashMap<PathBuf, Arc<Slot>>>,
+}
+
+/// The place of one configuration: empty, being opened, or open.
+#[derive(Default)]
+struct Slot {
+    file: PathBuf,
+    open: ArcSwapOption<OpenStore>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// A thread opens or closes the store right now.
+    is_changing: bool,
+    /// Number of attempts to open that failed, and the last one's error.
+    failures: u64,
+    failure: Option<Error>,
+}
+
+impl Registry {
+    /// The store that `ps_config_file` names; opened if it is not. However many threads arrive, it is opened once;
+    /// if that fails, all that waited get the same error, and the next call tries again.
+    ///
+    /// # Errors
+    /// `Closed` in a forked child; `Config` and whatever opening reports.
+    pub fn store(&self, ps_config_file: &str) -> Result<Guard<Option<Arc<OpenStore>>>> {
+        fork::check()?;
+        if let Some(slot) = self.by_name.load().get(ps_config_file) {
+            let open = slot.open.load();
+            if open.is_some() {
+                return Ok(open);
+            }
+        }
+        let slot = self.slot(ps_config_file)?;
+        let open = slot.open_once()?;
+        self.by_name.rcu(|names| {
+            let mut names = HashMap::clone(names);
+            names.insert(ps_config_file.to_owned(), Arc::clone(&slot));
+            names
+        });
+        Ok(open)
+    }
+
+    /// Closes a store: new lookups would open it again, running ones are waited for.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not open; `Closed` in a forked child; `Config` if the name leads nowhere.
+    pub fn close(&self, ps_config_file: &str) -> Result<()> {
+        fork::check()?;
+        let known = self.by_name.load().get(ps_config_file).cloned();
+        let slot = known.map_or_else(|| self.slot(ps_config_file), Ok)?;
+        if slot.close() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::NotFound, "the store is not open").at("configuration", slot.file.display()))
+    }
+
+    /// Closes every store.
+    ///
+    /// # Errors
+    /// `Closed` in a forked child.
+    pub fn close_all(&self) -> Result<()> {
+        fork::check()?;
+        let slots: Vec<_> = self.by_path.lock().values().cloned().collect();
+        for slot in slots {
+            slot.close();
+        }
+        Ok(())
+    }
+
+    /// The store that `ps_config_file` names, if it is open.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not open; `Closed` in a forked child; `Config` if the name leads nowhere.
+    pub fn open_store(&self, ps_config_file: &str) -> Result<Arc<OpenStore>> {
+        fork::check()?;
+        let known = self.by_name.load().get(ps_config_file).cloned();
+        let slot = known.map_or_else(|| self.slot(ps_config_file), Ok)?;
+        slot.open.load_full().ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                "the store is not open; look something up or open it first (hps_torch.open, hps_open)",
+            )
+            .at("configuration", slot.file.display())
+        })
+    }
+
+    fn slot(&self, ps_config_file: &str) -> Result<Arc<Slot>> {
+        let file = assemble::resolve(ps_config_file)?;
+        let mut slots = self.by_path.lock();
+        let slot = slots.entry(file.clone()).or_insert_with(|| Arc::new(Slot { file, ..Slot::default() }));
+        Ok(Arc::clone(slot))
+    }
+}
+
+impl Slot {
+    fn open_once(&self) -> Result<Guard<Option<Arc<OpenStore>>>> {
+        let mut state = self.state.lock();
+        loop {
+            let open = self.open.load();
+            if open.is_some() {
+                return Ok(open);
+            }
+            if !state.is_changing {
+                break;
+            }
+            let failures = state.failures;
+            self.changed.wait(&mut state);
+            if let (true, Some(failure)) = (state.failures != failures, &state.failure) {
+                return Err(failure.clone());
+            }
+        }
+        state.is_changing = true;
+        drop(state);
+
+        fork::note_open();
+        let opened = guard::no_panic(|| assemble::open(Path::new(&self.file)));
+
+        let mut state = self.state.lock();
+        state.is_changing = false;
+        let result = match opened {
+            Ok(store) => {
+                self.open.store(Some(Arc::new(store)));
+                Ok(self.open.load())
+            }
+            Err(error) => {
+                state.failures += 1;
+                state.failure = Some(error.clone());
+                Err(error)
+            }
+        };
+        drop(state);
+        self.changed.notify_all();
+        result
+    }
+
+    /// False if it was not open.
+    fn close(&self) -> bool {
+        let mut state = self.state.lock();
+        while state.is_changing {
+            self.changed.wait(&mut state);
+        }
+        let Some(open) = self.open.swap(None) else { return false };
+        state.is_changing = true;
+        drop(state);
+        // Lookups that began before the swap hold references. They take milliseconds; nobody new can come.
+        while Arc::strong_count(&open) > 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(open);
+        self.state.lock().is_changing = false;
+        self.changed.notify_all();
+        true
+    }
+}

@@ -1,0 +1,66 @@
+//! The keys of one call, and which of them a tier is asked for.
+
+use crate::key::Key;
+
+/// The most keys that go through the tiers at a time; a larger call is cut. It bounds scratch memory (4 bytes per
+/// missed key) and keeps positions within 32 bits.
+pub const MAX_BATCH_KEYS: usize = 1 << 20;
+
+/// Keys of one call, all of them or those at some positions.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    keys: &'a [Key],
+    positions: Option<&'a [u32]>,
+}
+
+impl<'a> Batch<'a> {
+    /// Every key of the call.
+    pub fn all(keys: &'a [Key]) -> Self {
+        Self { keys, positions: None }
+    }
+
+    /// Only the keys at `positions`, which ascend and lie within `keys`: what the tier above missed.
+    pub fn at(keys: &'a [Key], positions: &'a [u32]) -> Self {
+        Self { keys, positions: Some(positions) }
+    }
+
+    /// Number of keys asked for.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.positions.map_or(self.keys.len(), <[u32]>::len)
+    }
+
+    /// True if no key is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The `i`-th key asked for and the position of its row in the caller's output.
+    #[inline]
+    pub fn get(&self, i: usize) -> Option<(u32, Key)> {
+        let position = match self.positions {
+            None => i as u32,
+            Some(positions) => *positions.get(i)?,
+        };
+        Some((position, *self.keys.get(position as usize)?))
+    }
+
+    /// The keys asked for, each with the position of its row.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Key)> + '_ {
+        (0..self.len()).filter_map(|i| self.get(i))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_at_positions_names_the_rows_of_those_positions() {
+        let keys = [10, 20, 30, 40];
+        let batch = Batch::at(&keys, &[1, 3]);
+        assert_eq!(batch.iter().collect::<Vec<_>>(), [(1, 20), (3, 40)]);
+        assert_eq!(batch.len(), 2);
+        assert_eq!(Batch::all(&keys).iter().last(), Some((3, 40)));
+    }
+}

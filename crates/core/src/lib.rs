@@ -1,0 +1,39 @@
+//! Vocabulary, tier traits and the walk of a parameter server for embedding tables.
+//!
+//! ```text
+//! EmbeddingStore::lookup                 store.rs      the walk, one function
+//!   |-- cache tiers, fastest first       tier.rs       CacheTier: part of what is below (host memory)
+//!   |-- the truth                        tier.rs       TruthTier: what it holds is the table (SSD, or host alone)
+//!   |-- default row                                    for keys that are in no tier, and counted
+//!   `-- promoter.rs                                    rows found below move up, unless written since
+//! opening                                load.rs       model files -> truth, once; truth -> caches
+//! ```
+//!
+//! Words: a **table** is keys that share one size of rows; a **row** is the bytes of one embedding vector; a **hit**
+//! is a key present in *this* tier, a **miss** one that is not, a **missing** key is in no tier. For every lookup
+//! `hits of all tiers + missing == keys`.
+//!
+//! This crate knows no CUDA, no RocksDB, no torch. Rows are bytes; nothing here panics on the request path.
+
+pub mod batch;
+pub mod error;
+pub mod key;
+pub mod load;
+pub mod memory;
+pub mod model_files;
+pub mod observer;
+mod promoter;
+mod record;
+pub mod row;
+pub mod stats;
+pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod tier;
+pub mod update_clock;
+
+pub use batch::Batch;
+pub use error::{Error, ErrorKind, Result};
+pub use key::{Key, KeyWidth, TableId};
+pub use row::{Rows, RowsMut};
+pub use store::EmbeddingStore;

@@ -1,0 +1,296 @@
+//! Opening: model files into the truth, once; then the truth into the caches.
+//!
+//! ```text
+//! the truth holds ...            and the model files ...        then
+//! nothing (or half a load)                                      load them
+//! a table with a record          are what was recorded          nothing to do
+//!                                were copied or touched         note the new place and time
+//!                                have other content             load beside, then switch: absent keys vanish
+//! rows without a record                                         keep them (they may be newer than the files), add
+//! (the predecessor's)                                           the keys that only the files have, write a record
+//! ```
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use crate::batch::Batch;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Key, TableId, display_key};
+use crate::model_files::ModelFiles;
+use crate::observer::{Observer, Progress};
+use crate::record::{Compared, SourceRecord, TableRecord};
+use crate::row::{Rows, RowsMut};
+use crate::tier::{CacheTier, Held, Promotion, TableLoad, TableSpec, TruthTier};
+use crate::update_clock::UpdateClock;
+
+/// The model files of one original table.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Name of the table in its model, for messages.
+    pub table: String,
+    /// Its files.
+    pub files: ModelFiles,
+}
+
+/// What opening did to a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// The model files were read into the truth.
+    FromFiles {
+        /// Distinct keys.
+        rows: u64,
+        /// Keys in the files that a later row of the same key overrode.
+        repeated: u64,
+    },
+    /// The truth held the table already.
+    AlreadyHeld,
+    /// The predecessor's rows were taken over.
+    Adopted {
+        /// Keys that only the files had.
+        added: u64,
+    },
+}
+
+/// Makes sure that the truth holds the table of `sources`; several sources share one key space (table fusion).
+///
+/// # Errors
+/// `Config` if files are wrong or two sources hold different rows for one key; `Unsupported` if the truth is
+/// read-only and holds no table; and whatever the truth reports.
+pub fn load_table(
+    truth: &dyn TruthTier,
+    table: TableId,
+    spec: &TableSpec,
+    sources: &[Source],
+    observer: &dyn Observer,
+) -> Result<Loaded> {
+    let files: Vec<&ModelFiles> = sources.iter().map(|source| &source.files).collect();
+    let loader = Loader { truth, table, spec, sources, observer };
+    let loaded = match truth.held(table)? {
+        Held::Nothing if truth.is_read_only() => Err(Error::new(
+            ErrorKind::Unsupported,
+            "the table was never loaded (or only in part), and the database was opened with read_only: open it once \
+             with \"read_only\": false",
+        )),
+        Held::Nothing => loader.load(),
+        Held::Unrecorded if truth.is_read_only() => Ok(Loaded::AlreadyHeld),
+        Held::Unrecorded => loader.adopt(),
+        Held::Table(text) => match TableRecord::from_text(&text)?.compare(&files)? {
+            Compared::Same => Ok(Loaded::AlreadyHeld),
+            Compared::SameContent(_) if truth.is_read_only() => Ok(Loaded::AlreadyHeld),
+            Compared::SameContent(record) => {
+                truth.set_record(table, &record.to_text())?;
+                Ok(Loaded::AlreadyHeld)
+            }
+            Compared::Changed if truth.is_read_only() => {
+                observer.warn(&format!(
+                    "{}: the model files have changed since the table was loaded, but the database was opened with \
+                     read_only: serving the rows that were loaded",
+                    spec.name
+                ));
+                Ok(Loaded::AlreadyHeld)
+            }
+            Compared::Changed => {
+                observer.info(&format!("{}: the model files have changed; replacing the table", spec.name));
+                loader.load()
+            }
+        },
+    };
+    loaded.map_err(|error| error.at("table", &spec.name))
+}
+
+struct Loader<'a> {
+    truth: &'a dyn TruthTier,
+    table: TableId,
+    spec: &'a TableSpec,
+    sources: &'a [Source],
+    observer: &'a dyn Observer,
+}
+
+impl Loader<'_> {
+    fn num_keys(&self) -> u64 {
+        self.sources.iter().map(|source| source.files.num_keys()).sum()
+    }
+
+    fn progress(&self, what: &str, done: u64) {
+        self.observer.progress(Progress { what, table: &self.spec.name, done, total: self.num_keys() });
+    }
+
+    fn load(&self) -> Result<Loaded> {
+        let mut load = self.truth.begin_load(self.table, self.num_keys())?;
+        let mut record = TableRecord { sources: Vec::new() };
+        let mut done = 0;
+        let mut shared = 0;
+        for (i, source) in self.sources.iter().enumerate() {
+            if i > 0 {
+                shared += self.check_shared_keys(load.as_ref(), i, source)?;
+            }
+            let checksum = source.files.read(&mut |keys, rows| {
+                load.put(keys, rows)?;
+                done += keys.len() as u64;
+                self.progress("loading", done);
+                Ok(())
+            })?;
+            record.sources.push(SourceRecord::new(&source.files, checksum));
+        }
+        let rows = load.commit(&record.to_text())?;
+        let repeated = self.num_keys().saturating_sub(rows).saturating_sub(shared);
+        if repeated > 0 {
+            self.observer.warn(&format!(
+                "{}: {repeated} of {} keys in the model files are repeated; the last row of each counts",
+                self.spec.name,
+                self.num_keys()
+            ));
+        }
+        Ok(Loaded::FromFiles { rows, repeated })
+    }
+
+    /// Fused tables share one key space. Looks for keys of source `number` that an earlier source holds: with the
+    /// same row they are counted, with another row the configuration is refused.
+    fn check_shared_keys(&self, load: &dyn TableLoad, number: usize, source: &Source) -> Result<u64> {
+        let size = self.spec.row_bytes;
+        let mut found = vec![];
+        let mut shared = HashSet::new();
+        source.files.read(&mut |keys, rows| {
+            found.resize(keys.len() * size, 0);
+            let mut found_rows = rows_mut(&mut found, size)?;
+            let mut misses = Vec::new();
+            load.lookup(Batch::all(keys), &mut found_rows, &mut misses)?;
+            let mut misses = misses.into_iter().peekable();
+            for (i, (key, row)) in keys.iter().zip(rows.iter()).enumerate() {
+                if misses.next_if_eq(&(i as u32)).is_some() {
+                    continue;
+                }
+                if found_rows.as_rows().get(i) != Some(row) {
+                    return Err(self.conflict(number, source, *key));
+                }
+                shared.insert(*key);
+            }
+            Ok(())
+        })?;
+        Ok(shared.len() as u64)
+    }
+
+    fn conflict(&self, number: usize, source: &Source, key: Key) -> Error {
+        let holds = |earlier: &&Source| {
+            let mut holds = false;
+            let read = earlier.files.read(&mut |keys, _| {
+                holds |= keys.contains(&key);
+                Ok(())
+            });
+            read.is_ok() && holds
+        };
+        let earlier =
+            self.sources.iter().take(number).find(holds).map_or("an earlier table", |other| &other.table);
+        Error::new(
+            ErrorKind::Config,
+            format!(
+                "fused tables share one key space, but tables \"{earlier}\" and \"{}\" hold different rows for key \
+                 {}; give them disjoint keys, or set \"fuse_embedding_table\": false for the model",
+                source.table,
+                display_key(key, self.spec.key_width)
+            ),
+        )
+    }
+
+    fn adopt(&self) -> Result<Loaded> {
+        let size = self.spec.row_bytes;
+        let mut found = vec![];
+        let mut absent: HashSet<Key> = HashSet::new();
+        let mut done = 0;
+        let mut record = TableRecord { sources: Vec::new() };
+        for source in self.sources {
+            let checksum = source.files.read(&mut |keys, _| {
+                found.resize(keys.len() * size, 0);
+                let mut misses = Vec::new();
+                self.truth.lookup(
+                    self.table,
+                    Batch::all(keys),
+                    &mut rows_mut(&mut found, size)?,
+                    &mut misses,
+                )?;
+                absent.extend(misses.iter().filter_map(|&position| keys.get(position as usize)));
+                done += keys.len() as u64;
+                self.progress("checking", done);
+                Ok(())
+            })?;
+            record.sources.push(SourceRecord::new(&source.files, checksum));
+        }
+        if !absent.is_empty() {
+            self.observer.warn(&format!(
+                "{}: the database lacks {} of the keys in the model files; adding them",
+                self.spec.name,
+                absent.len()
+            ));
+            self.add(&absent)?;
+        }
+        self.truth.set_record(self.table, &record.to_text())?;
+        self.observer.info(&format!("{}: took over the rows that the database holds", self.spec.name));
+        Ok(Loaded::Adopted { added: absent.len() as u64 })
+    }
+
+    fn add(&self, absent: &HashSet<Key>) -> Result<()> {
+        for source in self.sources {
+            source.files.read(&mut |keys, rows| {
+                let mut new_keys = Vec::new();
+                let mut new_rows = Vec::new();
+                for (key, row) in keys.iter().zip(rows.iter()) {
+                    if absent.contains(key) {
+                        new_keys.push(*key);
+                        new_rows.extend_from_slice(row);
+                    }
+                }
+                if new_keys.is_empty() {
+                    return Ok(());
+                }
+                self.truth.insert(self.table, &new_keys, self::rows(&new_rows, self.spec.row_bytes)?)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn rows_mut(bytes: &mut [u8], row_bytes: usize) -> Result<RowsMut<'_>> {
+    RowsMut::from_bytes(bytes, row_bytes).ok_or_else(uneven)
+}
+
+fn rows(bytes: &[u8], row_bytes: usize) -> Result<Rows<'_>> {
+    Rows::new(bytes, row_bytes).ok_or_else(uneven)
+}
+
+fn uneven() -> Error {
+    Error::new(ErrorKind::Internal, "a buffer is no whole number of rows")
+}
+
+/// Carries up to `max_rows` rows of a table from the truth into a cache tier. Returns how many were carried.
+///
+/// # Errors
+/// Whatever the tiers report.
+pub fn fill_cache(
+    cache: &dyn CacheTier,
+    truth: &dyn TruthTier,
+    table: TableId,
+    spec: &TableSpec,
+    clock: &UpdateClock,
+    max_rows: u64,
+    observer: &dyn Observer,
+) -> Result<u64> {
+    if max_rows == 0 {
+        return Ok(0);
+    }
+    cache.reserve(table, max_rows)?;
+    let snapshot = clock.snapshot();
+    let mut carried = 0;
+    truth.scan(table, &mut |keys, rows| {
+        let wanted = usize::try_from(max_rows - carried).unwrap_or(usize::MAX).min(keys.len());
+        let (Some(keys), Some(bytes)) = (keys.get(..wanted), rows.bytes().get(..wanted * rows.row_bytes()))
+        else {
+            return Err(uneven());
+        };
+        let rows = self::rows(bytes, rows.row_bytes())?;
+        cache.promote(table, Promotion { keys, rows, clock, snapshot: &snapshot })?;
+        carried += wanted as u64;
+        observer.progress(Progress { what: "warming", table: &spec.name, done: carried, total: max_rows });
+        Ok(if carried < max_rows { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(carried)
+}

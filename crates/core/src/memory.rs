@@ -1,0 +1,121 @@
+//! Where the memory of host rows comes from.
+//!
+//! The bridge hands an allocator to the host tier, so that rows can live in memory that a GPU reads by itself (pinned)
+//! although the host tier knows nothing of GPUs.
+
+use std::fmt::Debug;
+use std::ptr::NonNull;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A large, zero-filled piece of memory that is given back when it is dropped.
+///
+/// Anonymous memory is used here: pages are resident only once they are written.
+#[derive(Debug)]
+pub struct Block {
+    address: NonNull<u8>,
+    num_bytes: usize,
+    release: fn(NonNull<u8>, usize),
+}
+
+// SAFETY: a Block owns its memory alone, as a Vec<u8> does; `release` is a plain function that any thread may call.
+unsafe impl Send for Block {}
+// SAFETY: through a shared Block one only learns the address; who dereferences it answers for the access.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// Takes over `num_bytes` of memory at `address`; `release` gives it back.
+    ///
+    /// # Safety
+    /// The memory is readable and writable, zero-filled, aligned to 64 bytes, nobody else's, and stays so until
+    /// `release(address, num_bytes)` is called, which happens once.
+    pub unsafe fn from_raw(address: NonNull<u8>, num_bytes: usize, release: fn(NonNull<u8>, usize)) -> Self {
+        Self { address, num_bytes, release }
+    }
+
+    /// First byte; aligned to 64 bytes.
+    pub fn address(&self) -> NonNull<u8> {
+        self.address
+    }
+
+    /// Size in bytes.
+    pub fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        (self.release)(self.address, self.num_bytes);
+    }
+}
+
+/// Gives memory for rows.
+pub trait BlockAllocator: Send + Sync + Debug {
+    /// A zero-filled block of `num_bytes`.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if the system refuses; nothing is kept then.
+    fn allocate(&self, num_bytes: usize) -> Result<Block>;
+}
+
+/// Memory straight from the operating system: whole pages, given back to it at once.
+#[derive(Debug, Default)]
+pub struct MmapAllocator;
+
+impl BlockAllocator for MmapAllocator {
+    fn allocate(&self, num_bytes: usize) -> Result<Block> {
+        let refused = |why: std::io::Error| {
+            Error::new(
+                ErrorKind::OutOfMemory,
+                format!("the system refused {num_bytes} bytes of host memory for rows"),
+            )
+            .caused_by(why)
+        };
+        // SAFETY: an anonymous private mapping touches no existing memory; arguments are plain numbers.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                num_bytes.max(1),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(refused(std::io::Error::last_os_error()));
+        }
+        let address = NonNull::new(address.cast::<u8>())
+            .ok_or_else(|| refused(std::io::Error::other("mmap returned address 0")))?;
+        // SAFETY: the mapping is new, so nobody else's; pages are zero-filled and page-aligned; `unmap` undoes it.
+        Ok(unsafe { Block::from_raw(address, num_bytes.max(1), unmap) })
+    }
+}
+
+fn unmap(address: NonNull<u8>, num_bytes: usize) {
+    // SAFETY: only called by Block's drop with the address and size that mmap gave, once.
+    unsafe { libc::munmap(address.as_ptr().cast(), num_bytes) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_zero_filled_aligned_and_writable() {
+        let block = MmapAllocator.allocate(1 << 20).unwrap();
+        assert_eq!(block.address().as_ptr() as usize % 64, 0);
+        // SAFETY: the block is ours and large enough.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(block.address().as_ptr(), block.num_bytes()) };
+        assert!(bytes.iter().all(|&byte| byte == 0));
+        bytes.fill(1);
+    }
+
+    #[test]
+    fn a_refusal_is_an_error_that_names_the_size() {
+        let error = MmapAllocator.allocate(1 << 60).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        assert!(error.to_string().contains(&(1usize << 60).to_string()), "{error}");
+    }
+}

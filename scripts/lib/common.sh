@@ -1,0 +1,95 @@
+# Shared by the scripts of this folder: where things are, steps with numbers, commands with a log. To be sourced by bash.
+#
+#   ROOT VENV PYTHON LOGS                 repository, .venv, its python, folder of logs
+#   CARGO_TARGET_DIR LIBCLANG_PATH BINDGEN_EXTRA_CLANG_ARGS PATH     exported by hps_env
+#   step, note, fail, run_logged          see below
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+VENV="$ROOT/.venv"
+PYTHON="$VENV/bin/python"
+LOGS="$ROOT/build/log"
+
+# Steps of the calling script, for "[2/5]". Set by the script.
+STEPS=0
+_step=0
+
+# step TITLE [EXPECTED TIME]
+step() {
+  _step=$((_step + 1))
+  local number="[$_step]"
+  if [ "$STEPS" -gt 0 ]; then
+    number="[$_step/$STEPS]"
+  fi
+  printf '%s %s%s\n' "$number" "$1" "${2:+ ($2)}"
+}
+
+note() { printf '      %s\n' "$*"; }
+
+fail() {
+  printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+  exit 1
+}
+
+# Prints seconds as minutes:seconds.
+clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+
+# Where cargo keeps its downloads and a rustup installation its programs.
+cargo_home() { printf '%s' "${CARGO_HOME:-${HOME:-}/.cargo}"; }
+
+# Environment of every build. The values must be the same in all scripts: cargo compiles RocksDB again (20 minutes on two cores)
+# when LIBCLANG_PATH or BINDGEN_EXTRA_CLANG_ARGS changes. Needs .venv with libclang.
+hps_env() {
+  export PATH="$VENV/bin:$PATH:$(cargo_home)/bin"
+  export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$ROOT/target}"
+  if [ -z "${LIBCLANG_PATH:-}" ]; then
+    LIBCLANG_PATH="$("$PYTHON" -c '
+import importlib.util, os
+package = importlib.util.find_spec("clang").submodule_search_locations[0]
+print(os.path.realpath(os.path.join(package, "native")))')" || fail "libclang is not installed in $VENV; run scripts/setup"
+  fi
+  export LIBCLANG_PATH
+  # libclang from PyPI comes without the compiler's own headers (stddef.h and the like).
+  export BINDGEN_EXTRA_CLANG_ARGS="${BINDGEN_EXTRA_CLANG_ARGS:--I$(c++ -print-file-name=include)}"
+}
+
+# What a running build has reached: files of RocksDB compiled, or the last line of its log.
+_progress() {
+  local log="$1" started="$2" objects sources last
+  last="$(tail -n 1 "$log" 2>/dev/null | tr -d '\r' | cut -c 1-100)"
+  # RocksDB's build script says nothing while its C++ compiler runs; its folder of this build is the one that has changed.
+  objects="$(find "${CARGO_TARGET_DIR:-/nonexistent}"/release/build/librocksdb-sys-*/out -name '*.o' -newermt "@$started" \
+    2>/dev/null | wc -l)"
+  if [ "$objects" -gt 0 ] && [[ $last == *Compiling* || $last == *Building* || -z $last ]]; then
+    sources="$(cat "$(cargo_home)"/registry/src/*/librocksdb-sys-*/rocksdb_lib_sources.txt 2>/dev/null | wc -w)"
+    last="RocksDB: $objects of about $((sources > objects ? sources : objects)) files compiled"
+  fi
+  printf '      %s  %s\n' "$(clock $(($(date +%s) - started)))" "$last"
+}
+
+# run_logged NAME COMMAND...  runs the command with its output in build/log/NAME.log, prints a line of progress every 15
+# seconds, and on failure the end of the log.
+run_logged() {
+  local log="$LOGS/$1.log" started status=0 seconds=0
+  shift
+  mkdir -p "$LOGS"
+  started="$(date +%s)"
+  "$@" >"$log" 2>&1 </dev/null &
+  local job=$!
+  # Stopping the script stops the build.
+  trap 'kill "$job" 2>/dev/null || true; exit 130' INT TERM
+  while kill -0 "$job" 2>/dev/null; do
+    sleep 1
+    seconds=$((seconds + 1))
+    if [ $((seconds % 15)) -eq 0 ]; then
+      _progress "$log" "$started"
+    fi
+  done
+  wait "$job" || status=$?
+  trap - INT TERM
+  if [ "$status" -ne 0 ]; then
+    printf '\n--- the last lines of %s\n' "$log" >&2
+    tail -n 40 "$log" >&2
+    printf -- '---\n' >&2
+    fail "failed with status $status: $*"
+  fi
+}
