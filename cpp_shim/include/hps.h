@@ -13,8 +13,8 @@
  *              opening once, however many threads arrive; the others wait.
  * Processes    A store does not survive fork(): in the child, lookups in it fail with HPS_ERROR_CLOSED.
  * Exit         Nothing has to be closed before the process ends.
- * Ownership    Arguments are only read, and only during the call. A `const char *` result belongs to the library. A string
- *              handed out through a `char **` belongs to the caller, who gives it back with hps_free_string.
+ * Ownership    Arguments are only read, and only during the call. A `const char*` result belongs to the library. A string
+ *              handed out through a `char**` belongs to the caller, who gives it back with hps_free_string.
  */
 #ifndef HPS_H
 #define HPS_H
@@ -49,25 +49,25 @@ enum {
 };
 
 /* The version of this library, for instance "0.1.0". Never null. */
-const char *hps_version(void);
+const char* hps_version(void);
 
 /*
  * The text of the last error of the calling thread, "" if its last call succeeded. Never null.
  * Valid until the calling thread's next call of a function of this file.
  */
-const char *hps_last_error(void);
+const char* hps_last_error(void);
 
 /*
  * Opens the store and loads its tables. Returns when lookups can be served, which may take minutes for large tables.
  * Does nothing if the store is open. A store that failed to open can be opened again once the cause is removed.
  */
-int hps_open(const char *ps_config_file);
+int hps_open(const char* ps_config_file);
 
 /*
  * Closes the store: waits for lookups that are running in it, then frees its memory and releases its databases.
  * HPS_ERROR_NOT_FOUND if it is not open. The next lookup that names it opens it again.
  */
-int hps_close(const char *ps_config_file);
+int hps_close(const char* ps_config_file);
 
 /* Closes every open store, as hps_close does. */
 int hps_close_all(void);
@@ -77,13 +77,13 @@ int hps_close_all(void);
  * table the number of keys asked for, of hits in each tier, of keys missing everywhere, and rows and bytes held per tier.
  * HPS_ERROR_NOT_FOUND if the store is not open. On success the caller frees *json; on error it is not written.
  */
-int hps_stats(const char *ps_config_file, char **json);
+int hps_stats(const char* ps_config_file, char** json);
 
 /*
  * Writes to *path the canonical path of the configuration file that this name stands for, without opening anything.
  * HPS_ERROR_CONFIG if there is none; the text lists what was tried. On success the caller frees *path.
  */
-int hps_resolve(const char *ps_config_file, char **path);
+int hps_resolve(const char* ps_config_file, char** path);
 
 /*
  * Writes the row of keys[i] to rows[i * emb_vec_size ...], for all i below num_keys. A key that no tier has gets the
@@ -97,11 +97,11 @@ int hps_resolve(const char *ps_config_file, char **path);
  *
  * After an error the contents of rows are unspecified.
  */
-int hps_lookup(const char *ps_config_file, const char *model_name, int64_t table_id, int64_t emb_vec_size, const void *keys,
-               int key_bits, size_t num_keys, float *rows);
+int hps_lookup(const char* ps_config_file, const char* model_name, int64_t table_id, int64_t emb_vec_size, const void* keys,
+               int key_bits, size_t num_keys, float* rows);
 
-/* Frees a string that was handed out through a `char **`. Null is allowed. */
-void hps_free_string(char *string);
+/* Frees a string that was handed out through a `char**`. Null is allowed. */
+void hps_free_string(char* string);
 
 /*
  * The path of the copy of libhps_torch.so whose operators serve this process. It is this library's own path unless another
@@ -109,7 +109,7 @@ void hps_free_string(char *string);
  * registers nothing, and its C interface would see other stores than the models use. Management code therefore calls the
  * functions of the file named here. Null if no copy could register the operators; the reason went to standard error.
  */
-const char *hps_ops_library(void);
+const char* hps_ops_library(void);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -23,8 +23,7 @@ void register_hps() {
 // The name that models scripted with NVIDIA's hps_torch plugin call, with positional arguments.
 void register_hps_torch() {
   OpLibrary ops("hps_torch");
-  ops.def(
-      "hps_embedding_lookup(Tensor keys, str ps_config_file, str model_name, int table_id, int emb_vec_size) -> Tensor");
+  ops.def("hps_embedding_lookup(Tensor keys, str ps_config_file, str model_name, int table_id, int emb_vec_size) -> Tensor");
   ops.impl("hps_embedding_lookup", TORCH_BOX(&lookup));
   ops.keep();
 }

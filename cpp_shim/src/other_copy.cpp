@@ -28,9 +28,7 @@ int collect_path(dl_phdr_info* object, size_t, void* paths) {
 
 using TextFunction = const char* (*)();
 
-TextFunction find_function(void* handle, const char* name) {
-  return reinterpret_cast<TextFunction>(dlsym(handle, name));
-}
+TextFunction find_function(void* handle, const char* name) { return reinterpret_cast<TextFunction>(dlsym(handle, name)); }
 
 // The function hps_ops_library of another file, reached through an object that is already loaded.
 TextFunction foreign_ops_library(void* handle) {

@@ -51,7 +51,7 @@ def load() -> None:
             torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         except OSError as error:
             reason = error.__cause__ or error
-            raise ImportError(_failure(torch_version, f"{path}: {reason}")) from error
+            raise ImportError(_failure(torch_version, str(reason))) from error
         _loaded_path = path
     serving = _serving_path()
     if serving is not None:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the scripts of this folder: where things are, steps with numbers, commands with a log. To be sourced by bash.
 #
 #   ROOT VENV PYTHON LOGS                 repository, .venv, its python, folder of logs
@@ -39,7 +40,8 @@ cargo_home() { printf '%s' "${CARGO_HOME:-${HOME:-}/.cargo}"; }
 # Environment of every build. The values must be the same in all scripts: cargo compiles RocksDB again (20 minutes on two cores)
 # when LIBCLANG_PATH or BINDGEN_EXTRA_CLANG_ARGS changes. Needs .venv with libclang.
 hps_env() {
-  export PATH="$VENV/bin:$PATH:$(cargo_home)/bin"
+  PATH="$VENV/bin:$PATH:$(cargo_home)/bin"
+  export PATH
   export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$ROOT/target}"
   if [ -z "${LIBCLANG_PATH:-}" ]; then
     LIBCLANG_PATH="$("$PYTHON" -c '
@@ -55,12 +57,12 @@ print(os.path.realpath(os.path.join(package, "native")))')" || fail "libclang is
 # What a running build has reached: files of RocksDB compiled, or the last line of its log.
 _progress() {
   local log="$1" started="$2" objects sources last
-  last="$(tail -n 1 "$log" 2>/dev/null | tr -d '\r' | cut -c 1-100)"
+  last="$(tail -n 1 "$log" 2>/dev/null | tr -d '\r' | cut -c 1-100)" || true
   # RocksDB's build script says nothing while its C++ compiler runs; its folder of this build is the one that has changed.
   objects="$(find "${CARGO_TARGET_DIR:-/nonexistent}"/release/build/librocksdb-sys-*/out -name '*.o' -newermt "@$started" \
-    2>/dev/null | wc -l)"
+    2>/dev/null | wc -l)" || true
   if [ "$objects" -gt 0 ] && [[ $last == *Compiling* || $last == *Building* || -z $last ]]; then
-    sources="$(cat "$(cargo_home)"/registry/src/*/librocksdb-sys-*/rocksdb_lib_sources.txt 2>/dev/null | wc -w)"
+    sources="$(cat "$(cargo_home)"/registry/src/*/librocksdb-sys-*/rocksdb_lib_sources.txt 2>/dev/null | wc -w)" || true
     last="RocksDB: $objects of about $((sources > objects ? sources : objects)) files compiled"
   fi
   printf '      %s  %s\n' "$(clock $(($(date +%s) - started)))" "$last"
@@ -73,10 +75,13 @@ run_logged() {
   shift
   mkdir -p "$LOGS"
   started="$(date +%s)"
+  # A process group of its own, so that stopping the script stops all of the build.
+  set -m
   "$@" >"$log" 2>&1 </dev/null &
   local job=$!
-  # Stopping the script stops the build.
-  trap 'kill "$job" 2>/dev/null || true; exit 130' INT TERM
+  set +m
+  # shellcheck disable=SC2064  # the job of now
+  trap "kill -- -$job 2>/dev/null || true; exit 130" INT TERM
   while kill -0 "$job" 2>/dev/null; do
     sleep 1
     seconds=$((seconds + 1))

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Oracle
 
 import hps_torch
+from oracle import Oracle
 
 #: The three arrangements of tiers that every promise about rows must hold in.
 TIERS = ("host", "host and ssd", "ssd")
@@ -85,9 +85,7 @@ class Store:
         return hps_torch.lookup(keys, self.path, self.model, table_id, self.oracles[table_id].dim)
 
     def layer(self, table_id: int = 0) -> hps_torch.LookupLayer:
-        return hps_torch.LookupLayer(
-            self.path, self.model, table_id, self.oracles[table_id].dim
-        )
+        return hps_torch.LookupLayer(self.path, self.model, table_id, self.oracles[table_id].dim)
 
     def stats(self, table_id: int = 0) -> Any:
         """Returns the statistics of one table."""
@@ -148,9 +146,7 @@ def make_store(tmp_path: Path) -> Iterator[StoreMaker]:
         path = folder / "ps.json"
         path.write_text(json.dumps(config, indent=2))
         key_bits = 64 if supportlonglong else 32
-        oracles = [
-            Oracle(table.keys, table.vectors, table.default, key_bits) for table in chosen
-        ]
+        oracles = [Oracle(table.keys, table.vectors, table.default, key_bits) for table in chosen]
         return Store(folder, str(path), model, oracles)
 
     yield make

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import INT32, INT64, StoreMaker, Table, dense_table, random_bits, table_of
-from oracle import same_bits
 
 import hps_torch
+from conftest import INT32, INT64, StoreMaker, Table, dense_table, random_bits, table_of
+from oracle import same_bits
 
 SHAPES = [(), (1,), (7,), (0,), (3, 5), (2, 0), (2, 3, 4), (0, 4, 5), (2, 1, 3, 1, 2)]
 

@@ -4,10 +4,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from conftest import StoreMaker, dense_table
-from oracle import same_bits
 
 import hps_torch
+from conftest import StoreMaker, dense_table
+from oracle import same_bits
 
 THREADS = 8
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from conftest import StoreMaker, dense_table
 from oracle import same_bits
 
@@ -31,9 +32,7 @@ def test_the_archive_loads_and_runs(
     store = make_store(
         dense_table(50, 8), dense_table(50, 4, seed=1), tiers=tiers, model="predecessor"
     )
-    monkeypatch.setenv(
-        variable, store.path if variable == "HPS_CONFIG_FILE" else str(store.folder)
-    )
+    monkeypatch.setenv(variable, store.path if variable == "HPS_CONFIG_FILE" else str(store.folder))
     model = torch.jit.load(str(ARCHIVE))
     users, items = torch.arange(20).reshape(10, 2), torch.arange(30, 50).reshape(10, 2)
 
@@ -47,5 +46,5 @@ def test_the_archive_loads_and_runs(
 def test_the_archive_loads_where_the_configuration_is_missing():
     model = torch.jit.load(str(ARCHIVE))
 
-    with pytest.raises(RuntimeError, match="/models/ps.json"):
+    with pytest.raises(RuntimeError, match=r"/models/ps\.json"):
         model([torch.arange(2).reshape(1, 2), torch.arange(2).reshape(1, 2)])

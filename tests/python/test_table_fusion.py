@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
+import hps_torch
 from conftest import StoreMaker, Table, random_bits, table_of
 from oracle import same_bits
 from test_torchscript import Concatenated, Forked
-
-import hps_torch
 
 FUSED = {"top": {"fuse_embedding_table": True}}
 
@@ -76,9 +76,7 @@ def test_fused_tables_may_agree_on_a_key(make_store: StoreMaker, tiers: str):
 def test_fused_tables_that_disagree_on_a_key_are_refused(make_store: StoreMaker, tiers: str):
     first, _, third, _ = four_tables()
     third = Table(torch.cat([third.keys, torch.tensor([7])]), random_bits(51, 8, seed=9))
-    store = make_store(
-        first, third, tiers=tiers, embedding_table_names=["users", "items"], **FUSED
-    )
+    store = make_store(first, third, tiers=tiers, embedding_table_names=["users", "items"], **FUSED)
 
     with pytest.raises(hps_torch.HpsError) as caught:
         hps_torch.open(store.path)

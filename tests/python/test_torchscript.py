@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import StoreMaker, dense_table
-from oracle import same_bits
 from torch import Tensor, nn
 
 import hps_torch
+from conftest import StoreMaker, dense_table
+from oracle import same_bits
 
 
 class Concatenated(nn.Module):

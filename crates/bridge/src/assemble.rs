@@ -27,7 +27,7 @@ const ELEMENT_BYTES: usize = 4;
 /// # Errors
 /// `Config`, listing what was tried.
 pub fn resolve(ps_config_file: &str) -> Result<PathBuf> {
-    Ok(hps_config::resolve_config_file(ps_config_file, |name| std::env::var_os(name))?)
+    Ok(hps_config::resolve_config_file(Path::new(ps_config_file), |name| std::env::var_os(name))?)
 }
 
 /// Opens the store of a configuration: checks everything, opens the tiers, loads what is not loaded yet.
@@ -41,7 +41,8 @@ pub fn open(file: &Path) -> Result<OpenStore> {
     for warning in &loaded.warnings {
         observer.warn(&warning.to_string());
     }
-    let store = open_store(&loaded.config, &observer).map_err(|error| error.at("configuration", file.display()))?;
+    let store =
+        open_store(&loaded.config, &observer).map_err(|error| error.at("configuration", file.display()))?;
     observer.info(&format!(
         "opened {} ({} tables) in {:.1} s",
         file.display(),
@@ -63,7 +64,8 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     let sources = if loads_files { Some(storage.open_sources(config)?) } else { None };
 
     let host = config.volatile_db.as_ref().map(|settings| open_host(settings, &storage.specs)).transpose()?;
-    let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) = match (&config.persistent_db, host) {
+    let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) = match (&config.persistent_db, host)
+    {
         (Some(settings), host) => {
             let settings = SsdSettings {
                 num_threads: settings.num_threads,
@@ -75,7 +77,10 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
         }
         (None, Some(host)) => (host, None),
         (None, None) => {
-            return Err(Error::new(ErrorKind::Config, "no database is enabled: there is nowhere to keep the tables"));
+            return Err(Error::new(
+                ErrorKind::Config,
+                "no database is enabled: there is nowhere to keep the tables",
+            ));
         }
     };
 
@@ -175,7 +180,9 @@ impl<'c> StorageTables<'c> {
         let mut all = Vec::new();
         for (spec, (model, storage)) in self.specs.iter().zip(&self.origins) {
             let mut sources = Vec::new();
-            for (table_id, table) in model.tables.iter().enumerate().filter(|(id, _)| storage.tables.contains(id)) {
+            for (table_id, table) in
+                model.tables.iter().enumerate().filter(|(id, _)| storage.tables.contains(id))
+            {
                 match ModelFiles::open(&table.source, spec.row_bytes, spec.key_width) {
                     Ok(files) => sources.push(Source { table: table.name.clone(), files }),
                     Err(error) => {
@@ -190,7 +197,12 @@ impl<'c> StorageTables<'c> {
         }
         Err(Error::new(
             ErrorKind::Config,
-            format!("{}: {} in the model files:\n{}", config.file.display(), count(problems.len()), problems.join("\n")),
+            format!(
+                "{}: {} in the model files:\n{}",
+                config.file.display(),
+                count(problems.len()),
+                problems.join("\n")
+            ),
         ))
     }
 }

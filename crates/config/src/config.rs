@@ -122,7 +122,11 @@ impl Config {
 
 fn too_long(file: &Path) -> ConfigError {
     let found = format!("more than {MAX_TEXT_BYTES} bytes");
-    ConfigError::about_file(file.to_owned(), found, format!("a configuration of at most {MAX_TEXT_BYTES} bytes"))
+    ConfigError::about_file(
+        file.to_owned(),
+        found,
+        format!("a configuration of at most {MAX_TEXT_BYTES} bytes"),
+    )
 }
 
 fn read(root: Section<'_>, file: &Path) -> Config {
@@ -179,7 +183,8 @@ fn enable_host_tier(root: &Section<'_>, models: &[ModelConfig]) -> Option<Volati
     let is_dynamic = |model: &&ModelConfig| model.gpu.embedding_cache_type == EmbeddingCacheType::Dynamic;
     let dynamic: Vec<&str> = models.iter().filter(is_dynamic).map(|model| model.name.as_str()).collect();
     if dynamic.is_empty() {
-        root.report.warn(&place, "no database is enabled: rows are held in host memory, as by parallel_hash_map");
+        root.report
+            .warn(&place, "no database is enabled: rows are held in host memory, as by parallel_hash_map");
     } else {
         let expected = format!(
             "a volatile_db or persistent_db that holds the rows of {} (embedding_cache_type dynamic)",

@@ -39,7 +39,8 @@ pub(crate) fn storage_tables(model: &str, originals: &[Original<'_>], is_fused: 
             max_keys_per_sample: 0,
         });
         storage.tables.push(id);
-        storage.max_keys_per_sample = storage.max_keys_per_sample.saturating_add(original.max_keys_per_sample);
+        storage.max_keys_per_sample =
+            storage.max_keys_per_sample.saturating_add(original.max_keys_per_sample);
     }
     let mut tables: Vec<StorageTable> = groups.into_values().collect();
     if is_fused {

@@ -90,8 +90,11 @@ pub(crate) fn read(section: &Section<'_>) -> GpuConfig {
         deployed_device_list: read_devices(section),
         num_of_worker_buffer_in_pool: section.usize("num_of_worker_buffer_in_pool", 1, 1..=u64::MAX),
         num_of_refresher_buffer_in_pool: section.usize("num_of_refresher_buffer_in_pool", 1, 0..=u64::MAX),
-        cache_refresh_percentage_per_iteration: section
-            .f64("cache_refresh_percentage_per_iteration", 0.0, 0.0..=1.0),
+        cache_refresh_percentage_per_iteration: section.f64(
+            "cache_refresh_percentage_per_iteration",
+            0.0,
+            0.0..=1.0,
+        ),
         refresh_delay: section.f64("refresh_delay", 0.0, 0.0..=MAX_SECONDS),
         refresh_interval: section.f64("refresh_interval", 0.0, 0.0..=MAX_SECONDS),
         use_context_stream: section.bool("use_context_stream", true),

@@ -8,8 +8,11 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
+mod number;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use number::Number;
 
 /// Deepest nesting of lists and objects; a configuration needs four levels.
 pub(crate) const MAX_DEPTH: usize = 64;
@@ -33,17 +36,6 @@ pub(crate) enum Value {
     String(String),
     List(Vec<Node>),
     Object(Vec<Member>),
-}
-
-/// A number, exact where 64 bits can hold it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Number {
-    /// Written without fraction and exponent, and below zero.
-    Negative(i64),
-    /// Written without fraction and exponent, zero or more.
-    Unsigned(u64),
-    /// Everything else; always finite.
-    Float(f64),
 }
 
 /// One `"key": value` of an object.
@@ -169,7 +161,10 @@ impl<'t> Parser<'t> {
         let found = match self.rest().chars().next() {
             None => "the end of the text".to_owned(),
             Some(c) if c.is_ascii_alphanumeric() => {
-                format!("`{}`", self.rest().chars().take(24).take_while(char::is_ascii_alphanumeric).collect::<String>())
+                format!(
+                    "`{}`",
+                    self.rest().chars().take(24).take_while(char::is_ascii_alphanumeric).collect::<String>()
+                )
             }
             Some('/') if self.rest().starts_with("/*") => {
                 "`/*` (of comments, only those from `//` to the end of the line are read)".to_owned()
@@ -213,7 +208,11 @@ impl<'t> Parser<'t> {
             Some("null") => Value::Null,
             Some("true") => Value::Bool(true),
             Some("false") => Value::Bool(false),
-            _ => return Err(self.unexpected("a JSON value (object, list, \"string\", number, true, false or null)")),
+            _ => {
+                return Err(
+                    self.unexpected("a JSON value (object, list, \"string\", number, true, false or null)")
+                );
+            }
         };
         self.offset += length;
         Ok(value)
@@ -360,43 +359,33 @@ impl<'t> Parser<'t> {
 
     fn number(&mut self) -> Result<Number, SyntaxError> {
         let start = self.offset;
-        let is_negative = self.take(b'-');
+        self.take(b'-');
         if self.take(b'0') {
             if matches!(self.peek(), Some(b'0'..=b'9')) {
-                return Err(self.error(start, "a number with a leading zero".to_owned(), "a number without it"));
+                return Err(self.error(
+                    start,
+                    "a number with a leading zero".to_owned(),
+                    "a number without it",
+                ));
             }
         } else {
             self.digits("a digit after the minus sign")?;
         }
-        let mut is_integer = true;
+        let mut is_plain = true;
         if self.take(b'.') {
-            is_integer = false;
+            is_plain = false;
             self.digits("a digit after the decimal point")?;
         }
         if self.take(b'e') || self.take(b'E') {
-            is_integer = false;
-            let _ = self.take(b'+') || self.take(b'-');
+            is_plain = false;
+            let _has_sign = self.take(b'+') || self.take(b'-');
             self.digits("a digit in the exponent")?;
         }
-        let digits = self.text.get(start..self.offset).unwrap_or_default();
-        if is_integer {
-            let exact = if is_negative {
-                // -0 is an integer like any other: 0.
-                digits.parse().ok().map(|n: i64| if n == 0 { Number::Unsigned(0) } else { Number::Negative(n) })
-            } else {
-                digits.parse().ok().map(Number::Unsigned)
-            };
-            if let Some(number) = exact {
-                return Ok(number);
-            }
-        }
-        match digits.parse::<f64>() {
-            Ok(float) if float.is_finite() => Ok(Number::Float(float)),
-            _ => {
-                let found = format!("`{}`", digits.get(..40).unwrap_or(digits));
-                Err(self.error(start, found, "a number that fits into 64-bit floating point"))
-            }
-        }
+        let text = self.text.get(start..self.offset).unwrap_or_default();
+        Number::new(text, is_plain).ok_or_else(|| {
+            let found = format!("`{}`", text.get(..40).unwrap_or(text));
+            self.error(start, found, "a number that fits into 64-bit floating point")
+        })
     }
 
     fn digits(&mut self, expected: &str) -> Result<(), SyntaxError> {

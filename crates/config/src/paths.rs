@@ -79,34 +79,28 @@ pub fn resolve_config_file(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<PathBuf, ConfigError> {
     let variable = |name: &str| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let mut tried: Vec<String> = Vec::new();
-    let mut try_file = |label: &str, file: &Path| match canonical_file(file) {
-        Ok(path) => Some(path),
-        Err(why) => {
-            tried.push(format!("{label}{} ({why})", file.display()));
-            None
-        }
-    };
-
-    if let Some(path) = try_file("", argument) {
-        return Ok(path);
-    }
+    let mut attempts: Vec<(&str, Option<PathBuf>)> = vec![("", Some(argument.to_owned()))];
     match variable("HPS_CONFIG_DIR") {
-        None => tried.push("HPS_CONFIG_DIR (not set)".to_owned()),
+        None => attempts.push(("HPS_CONFIG_DIR", None)),
         Some(folder) => {
-            for name in names_in_folder(argument) {
-                if let Some(path) = try_file("HPS_CONFIG_DIR: ", &folder.join(name)) {
-                    return Ok(path);
-                }
-            }
+            let files = names_in_folder(argument).into_iter().map(|name| Some(folder.join(name)));
+            attempts.extend(files.map(|file| ("in HPS_CONFIG_DIR: ", file)));
         }
     }
-    match variable("HPS_CONFIG_FILE") {
-        None => tried.push("HPS_CONFIG_FILE (not set)".to_owned()),
-        Some(file) => {
-            if let Some(path) = try_file("HPS_CONFIG_FILE: ", &file) {
-                return Ok(path);
-            }
+    attempts.push(match variable("HPS_CONFIG_FILE") {
+        None => ("HPS_CONFIG_FILE", None),
+        file => ("HPS_CONFIG_FILE: ", file),
+    });
+
+    let mut tried = Vec::new();
+    for (label, file) in attempts {
+        let Some(file) = file else {
+            tried.push(format!("{label} (not set)"));
+            continue;
+        };
+        match canonical_file(&file) {
+            Ok(path) => return Ok(path),
+            Err(why) => tried.push(format!("{label}{} ({why})", file.display())),
         }
     }
     let found = format!("no such file; tried {}", tried.join(", "));

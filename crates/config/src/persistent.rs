@@ -104,7 +104,8 @@ fn read_path(section: &Section<'_>, is_enabled: bool, read_only: bool, folders: 
         return path;
     }
     if given.is_none() && !section.has("path") {
-        let message = format!("not given: {} is used, which a restart of the machine may empty", path.display());
+        let message =
+            format!("not given: {} is used, which a restart of the machine may empty", path.display());
         section.report.warn(&place, message);
     }
     let text = given.unwrap_or_else(|| path.display().to_string());
@@ -119,7 +120,12 @@ fn read_path(section: &Section<'_>, is_enabled: bool, read_only: bool, folders: 
     } else if read_only && !path.exists() {
         let tried = folders.candidates(&text).iter().map(|p| p.display().to_string()).collect::<Vec<_>>();
         let help = format!("tried {}", tried.join(", "));
-        section.report.problem_with_help(&place, format!("{}, which does not exist", quoted(&text)), expected, Some(help));
+        section.report.problem_with_help(
+            &place,
+            format!("{}, which does not exist", quoted(&text)),
+            expected,
+            Some(help),
+        );
     }
     path
 }

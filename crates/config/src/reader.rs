@@ -12,9 +12,6 @@ use crate::json::{self, Member, Node, Number, Value};
 use crate::nearest::nearest;
 use crate::report::{Place, Report};
 
-/// Integers up to here are exact in floating point, so that `4096.0` says which integer is meant.
-const MAX_EXACT_FLOAT: f64 = 9_007_199_254_740_992.0;
-
 /// The spellings of an enumeration.
 pub(crate) struct Choices<T: 'static> {
     /// Each value with its spellings, the usual one first.
@@ -120,7 +117,12 @@ impl<'a> Section<'a> {
             let line = self.report.position(self.place_of(name).offset).line;
             format!("did you mean it by {} in line {line}?", json::quoted(name))
         });
-        self.report.problem_with_help(&self.place_of(key), "nothing", format!("{expected}: this key is required"), help);
+        self.report.problem_with_help(
+            &self.place_of(key),
+            "nothing",
+            format!("{expected}: this key is required"),
+            help,
+        );
     }
 
     pub(crate) fn bool(&self, key: &'static str, default: bool) -> bool {
@@ -163,7 +165,8 @@ impl<'a> Section<'a> {
     pub(crate) fn choice<T: Copy>(&self, key: &'static str, choices: &Choices<T>) -> Chosen<T> {
         let Some(Member { node, .. }) = self.member(key) else { return Chosen::Absent };
         let place = self.place_of(key);
-        let expected = || choices.accepted.iter().map(|(_, names)| names.join(", ")).collect::<Vec<_>>().join(", ");
+        let expected =
+            || choices.accepted.iter().map(|(_, names)| names.join(", ")).collect::<Vec<_>>().join(", ");
         let Value::String(spelling) = &node.value else {
             self.report.problem(&place, self.report.describe(node), format!("one of {}", expected()));
             return Chosen::Invalid;
@@ -172,12 +175,18 @@ impl<'a> Section<'a> {
         if let Some((value, _)) = choices.accepted.iter().find(|(_, names)| is_spelled(names)) {
             return Chosen::Is(*value);
         }
-        let why = choices.refused.iter().find(|(names, _)| is_spelled(names)).map(|(_, why)| (*why).to_owned());
+        let why =
+            choices.refused.iter().find(|(names, _)| is_spelled(names)).map(|(_, why)| (*why).to_owned());
         let help = why.or_else(|| {
             let names = choices.accepted.iter().flat_map(|(_, names)| names.iter().copied());
             nearest(spelling, names).map(|name| format!("did you mean {name}?"))
         });
-        self.report.problem_with_help(&place, self.report.describe(node), format!("one of {}", expected()), help);
+        self.report.problem_with_help(
+            &place,
+            self.report.describe(node),
+            format!("one of {}", expected()),
+            help,
+        );
         Chosen::Invalid
     }
 
@@ -213,8 +222,10 @@ impl<'a> Section<'a> {
         self.list(key, "integers", || expected_integer(&range), |node| as_usize(node, &range))
     }
 
-    pub(crate) fn numbers(&self, key: &'static str, range: impl RangeBounds<f64>) -> Option<List<f64>> {
-        self.list(key, "numbers", || expected_number(&range), |node| as_number(node, &range))
+    /// Numbers for the elements of rows, which have 32 bits.
+    pub(crate) fn elements(&self, key: &'static str) -> Option<List<f32>> {
+        let expected = || "a number that fits into 32-bit floating point".to_owned();
+        self.list(key, "numbers", expected, as_element)
     }
 
     pub(crate) fn object(&self, key: &'static str) -> Option<Section<'a>> {
@@ -228,7 +239,8 @@ impl<'a> Section<'a> {
         let place = self.place_of(key);
         match &node.value {
             Value::List(nodes) if !nodes.is_empty() => {
-                let places = nodes.iter().enumerate().map(|(index, node)| (node, place.element(index, node.start)));
+                let places =
+                    nodes.iter().enumerate().map(|(index, node)| (node, place.element(index, node.start)));
                 places.filter_map(|(node, place)| Section::new(self.report, node, place)).collect()
             }
             _ => {
@@ -265,17 +277,10 @@ fn as_string(node: &Node) -> Option<String> {
 }
 
 fn as_integer(node: &Node, range: &RangeInclusive<u64>) -> Option<u64> {
-    let integer = match node.value {
-        Value::Number(Number::Unsigned(integer)) => integer,
-        Value::Number(Number::Float(float)) => exact_integer(float)?,
-        _ => return None,
-    };
-    range.contains(&integer).then_some(integer)
-}
-
-#[allow(clippy::as_conversions, reason = "the value is an integer that both types hold exactly")]
-fn exact_integer(float: f64) -> Option<u64> {
-    ((0.0..=MAX_EXACT_FLOAT).contains(&float) && float.fract() == 0.0).then_some(float as u64)
+    match node.value {
+        Value::Number(Number::Unsigned(integer)) if range.contains(&integer) => Some(integer),
+        _ => None,
+    }
 }
 
 fn as_usize(node: &Node, range: &RangeInclusive<u64>) -> Option<usize> {
@@ -291,6 +296,11 @@ fn as_number(node: &Node, range: &impl RangeBounds<f64>) -> Option<f64> {
         _ => return None,
     };
     range.contains(&number).then_some(number)
+}
+
+#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "rounding to 32 bits is meant")]
+fn as_element(node: &Node) -> Option<f32> {
+    as_number(node, &..).map(|number| number as f32).filter(|element| element.is_finite())
 }
 
 fn expected_integer(range: &RangeInclusive<u64>) -> String {

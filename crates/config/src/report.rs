@@ -140,7 +140,12 @@ impl<'t> Report<'t> {
         warnings.sort_by_key(|warning| warning.position);
         if self.omitted_warnings.get() > 0 {
             let message = format!("... and {} more warnings", self.omitted_warnings.get());
-            warnings.push(Warning { file: self.file.to_owned(), position: None, path: String::new(), message });
+            warnings.push(Warning {
+                file: self.file.to_owned(),
+                position: None,
+                path: String::new(),
+                message,
+            });
         }
         Ok((read, warnings))
     }

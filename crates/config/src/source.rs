@@ -22,7 +22,8 @@ pub(crate) fn resolve(
     report: &Report<'_>,
 ) -> PathBuf {
     let candidates = folders.candidates(text);
-    let problem = |found: String, help: Option<String>| report.problem_with_help(place, found, EXPECTED, help);
+    let problem =
+        |found: String, help: Option<String>| report.problem_with_help(place, found, EXPECTED, help);
     if text.is_empty() || text.contains('\0') {
         problem(quoted(text), None);
         return PathBuf::new();

@@ -32,7 +32,8 @@ pub struct TableConfig {
 
 /// Whether a model or table may be called so. Names become part of column family, Redis key and Kafka topic.
 pub(crate) fn is_legal_name(name: &str) -> bool {
-    (1..=120).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    (1..=120).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 /// What a legal name is.
@@ -49,7 +50,7 @@ pub(crate) fn read(section: &Section<'_>, is_loaded: bool, folders: &Folders) ->
     let sources = section.strings("sparse_files");
     let dims = section.integers("embedding_vecsize_per_table", 1..=MAX_DIM);
     let max_keys = section.integers("maxnum_catfeature_query_per_table_per_sample", 1..=MAX_BATCH);
-    let defaults = read_defaults(section);
+    let defaults = section.elements("default_value_for_each_table");
     let names = section.strings("embedding_table_names");
 
     let Some(sources) = sources else { return Vec::new() };
@@ -82,27 +83,15 @@ pub(crate) fn read(section: &Section<'_>, is_loaded: bool, folders: &Folders) ->
 /// Reports a list that has not one value for each table.
 fn check_length<T>(section: &Section<'_>, list: Option<&List<T>>, num_tables: usize) {
     let Some(list) = list.filter(|list| list.items.len() != num_tables) else { return };
-    section.report.problem(&list.place, values(list.items.len()), format!("{}, as in sparse_files", values(num_tables)));
+    section.report.problem(
+        &list.place,
+        values(list.items.len()),
+        format!("{}, as in sparse_files", values(num_tables)),
+    );
 }
 
 fn values(count: usize) -> String {
     format!("a list of {count} {}", if count == 1 { "value" } else { "values" })
-}
-
-/// Reads the default values, which must fit into a row's elements.
-#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "rounding to a row's precision is meant")]
-fn read_defaults(section: &Section<'_>) -> Option<List<f32>> {
-    let mut list = section.numbers("default_value_for_each_table", ..)?;
-    let items = list.items.iter_mut().map(|item| {
-        let place = item.place.clone();
-        let value = item.value.map(|value| value as f32);
-        if value.is_some_and(f32::is_infinite) {
-            let found = item.value.map_or_else(String::new, |value| format!("{value:e}"));
-            section.report.problem(&place, found, "a number that fits into 32-bit floating point");
-        }
-        crate::reader::Item { value, place }
-    });
-    Some(List { items: items.collect(), place: list.place.clone() })
 }
 
 /// The predecessor's own samples have lists of another length than there are tables: they are cut or padded.
@@ -111,7 +100,9 @@ fn warn_about_defaults(section: &Section<'_>, list: Option<&List<f32>>, num_tabl
     let count = list.items.len();
     let message = match count.cmp(&num_tables) {
         std::cmp::Ordering::Less => format!("{} for {num_tables} tables: 0.0 for the others", values(count)),
-        std::cmp::Ordering::Greater => format!("{} for {num_tables} tables: the rest is ignored", values(count)),
+        std::cmp::Ordering::Greater => {
+            format!("{} for {num_tables} tables: the rest is ignored", values(count))
+        }
         std::cmp::Ordering::Equal => return,
     };
     section.report.warn(&list.place, message);

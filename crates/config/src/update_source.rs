@@ -64,7 +64,11 @@ pub(crate) fn read(section: &Section<'_>) -> Option<UpdateSourceConfig> {
 pub(crate) fn read_filters(section: &Section<'_>) -> Vec<String> {
     let Some(filters) = section.strings("update_filters") else { return vec![".+".to_owned()] };
     for item in filters.items.iter().filter(|item| item.value.as_deref() == Some("")) {
-        section.report.problem(&item.place, quoted(""), "a regular expression on model names, such as \".+\"");
+        section.report.problem(
+            &item.place,
+            quoted(""),
+            "a regular expression on model names, such as \".+\"",
+        );
     }
     filters.items.into_iter().filter_map(|item| item.value).collect()
 }
@@ -88,6 +92,7 @@ fn is_endpoint(text: &str) -> bool {
         None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
     };
     let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/' || c == '[');
-    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0);
+    let is_port =
+        |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0);
     is_host && port.is_none_or(is_port)
 }

@@ -257,7 +257,10 @@ pub(crate) fn settle_alone(section: &Section<'_>, config: &mut VolatileDbConfig)
         );
     }
     if config.initial_cache_rate < 1.0 {
-        warn("initial_cache_rate", "ignored: there is no persistent_db to hold the other rows, so all are kept");
+        warn(
+            "initial_cache_rate",
+            "ignored: there is no persistent_db to hold the other rows, so all are kept",
+        );
         config.initial_cache_rate = 1.0;
     }
     if config.cache_missed_embeddings {

@@ -1,1 +1,38 @@
-//! placeholder
+//! The host-memory tier: rows in memory of this process, found by hashing.
+//!
+//! ```text
+//! HostTier          tier.rs       one entry per table; a load builds a new table beside and swaps it in
+//!   Table           table.rs      partitions (mix(key) % P), each behind its own lock; writes grouped by partition
+//!                   lookup.rs     the read path: a pipeline of prefetches over a batch
+//!     Partition     partition.rs  what one lock guards; eviction
+//!       Index       index.rs      key -> slot: bucketed cuckoo hashing, one cache line per bucket
+//!       Slabs       slab.rs       slot -> row: equal rows in large blocks
+//!       Marks       marks.rs      slot -> how recently or often used, if a policy asks
+//! ```
+//!
+//! Invariants:
+//! * A reader holds the locks of the partitions that it reads, a writer holds one partition's lock for a bounded
+//!   number of keys: rows are seen whole, before or after a write. Readers lock partitions in ascending order and
+//!   writers hold one lock at a time, so there is no deadlock.
+//! * Memory is taken before anything is changed: when it cannot be had, every row is as it was.
+//! * A row stays in its slot until it is erased or evicted. A slot is (slab, offset) by shift and mask, and slabs lie
+//!   in blocks of the allocator that was handed in, so that a GPU may read rows by itself.
+//! * A table takes at most 16 bytes per row beyond the row, its 8-byte key included, from a million rows on.
+//!
+//! The crate knows no GPU and no disk, and starts no thread. Memory of erased rows is reused by the table, and given
+//! back to the system when the table is dropped.
+
+mod group;
+mod index;
+mod lookup;
+mod marks;
+mod partition;
+mod prefetch;
+mod random;
+mod settings;
+mod slab;
+mod table;
+mod tier;
+
+pub use settings::{EvictionPolicy, HostSettings};
+pub use tier::HostTier;

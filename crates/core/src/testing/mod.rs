@@ -12,6 +12,8 @@
     reason = "these are tests, shared between crates"
 )]
 
+mod map_tier;
+
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +24,8 @@ use crate::key::{Key, KeyWidth, TableId, mix};
 use crate::row::{Rows, RowsMut};
 use crate::tier::{CacheTier, Held, Promotion, TableSpec, Tier, TruthTier};
 use crate::update_clock::UpdateClock;
+
+pub use map_tier::{Hook, MapTier};
 
 /// The tables to open a tier with: several sizes of rows, both widths of keys.
 pub fn specs() -> Vec<TableSpec> {

@@ -1,0 +1,254 @@
+"""Lookups of CPU tensors, each against torch.nn.functional.embedding on a plain tensor of the same rows.
+
+Baseline and lookup alternate within one run, on fresh batches of keys, so that a noisy machine disturbs both alike; the
+ratio is that of the medians. `F.embedding` hashes nothing: its keys are positions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+import hps_torch
+
+BATCHES = 16
+
+
+def power_law(rows: int, alpha: float, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Ranks 0..rows-1 with density ~ rank^-alpha, by inverse transform: floor((x (N^g - 1) + 1)^(1/g)), g = 1 - alpha."""
+    gamma = 1.0 - alpha
+    x = rng.random(size)
+    ranks = np.floor((x * (float(rows) ** gamma - 1.0) + 1.0) ** (1.0 / gamma)).astype(np.int64) - 1
+    return np.clip(ranks, 0, rows - 1)
+
+
+def batches(kind: str, rows: int, size: int, rng: np.random.Generator, shuffle: np.ndarray) -> list[torch.Tensor]:
+    if kind == "uniform":
+        return [torch.from_numpy(rng.integers(0, rows, size)) for _ in range(BATCHES)]
+    return [torch.from_numpy(shuffle[power_law(rows, 1.05, size, rng)]) for _ in range(BATCHES)]
+
+
+def write_config(home: Path, name: str, dim: int, rate: float | None) -> str:
+    """A configuration over the table in home/table<dim>; rate: share of rows in host memory, None for host memory alone."""
+    config: dict[str, object] = {
+        "supportlonglong": True,
+        "volatile_db": {"type": "parallel_hash_map", "initial_cache_rate": 1.0 if rate is None else rate},
+        "models": [
+            {
+                "model": "bench",
+                "sparse_files": [f"table{dim}"],
+                "embedding_vecsize_per_table": [dim],
+                "maxnum_catfeature_query_per_table_per_sample": [1],
+                "default_value_for_each_table": [0.0],
+                "deployed_device_list": [0],
+            }
+        ],
+    }
+    if rate is not None:
+        config["persistent_db"] = {"type": "rocks_db", "path": f"rocksdb{dim}"}
+    path = home / f"{name}.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+class Timer:
+    """Medians of two functions that take turns."""
+
+    def __init__(self, repeat: int) -> None:
+        self.repeat = repeat
+
+    def compare(self, keys: list[torch.Tensor], *functions) -> list[np.ndarray]:  # noqa: ANN002
+        times: list[list[float]] = [[] for _ in functions]
+        for i in range(self.repeat + 4):
+            batch = keys[i % len(keys)]
+            for measured, function in zip(times, functions, strict=True):
+                start = time.perf_counter()
+                function(batch)
+                if i >= 4:
+                    measured.append(time.perf_counter() - start)
+        return [np.array(measured) for measured in times]
+
+
+def spread(times: np.ndarray) -> str:
+    low, high = np.percentile(times, [10, 90])
+    return f"{np.median(times) * 1e6:9.1f} us ({low * 1e6:.0f} to {high * 1e6:.0f})"
+
+
+def bench_lookups(home: Path, rows: int, repeat: int) -> list[dict[str, object]]:
+    results = []
+    rng = np.random.default_rng(31337)
+    shuffle = rng.permutation(rows)
+    threads = torch.get_num_threads()
+    print(f"\nLookups, {rows:,} rows; medians of {repeat} calls (10th to 90th percentile)")
+    print(f"F.embedding runs on 1 and on {threads} threads; a ratio above 1 means that hps is faster\n")
+    print(
+        f"{'dim':>4} {'keys':>6} {'keys are':8} {'in host':>7}  {'hps::lookup':28} {'F.embedding, 1 thread':28}"
+        f" {'ratio':>6}  {f'ratio, {threads} thr.':>13}"
+    )
+    for dim in (16, 32, 128):
+        plain = torch.randn(rows, dim)
+        hps_torch.save_table(home / f"table{dim}", torch.arange(rows), plain)
+        for held, rate in (("all", None), ("half", 0.5)):
+            path = write_config(home, f"{dim}-{held}", dim, rate)
+            hps_torch.open(path)
+            for size in (1024, 65536):
+                for kind in ("uniform", "alpha1.05"):
+                    keys = batches(kind, rows, size, rng, shuffle)
+
+                    def lookup(batch: torch.Tensor, path: str = path, dim: int = dim) -> torch.Tensor:
+                        return torch.ops.hps.lookup(batch, path, "bench", 0, dim)
+
+                    def embedding(batch: torch.Tensor, plain: torch.Tensor = plain) -> torch.Tensor:
+                        return functional.embedding(batch, plain)
+
+                    def embedding_1(batch: torch.Tensor) -> torch.Tensor:
+                        torch.set_num_threads(1)
+                        return embedding(batch)
+
+                    def lookup_1(batch: torch.Tensor) -> torch.Tensor:
+                        torch.set_num_threads(threads)
+                        return lookup(batch)
+
+                    assert torch.equal(lookup(keys[0]), embedding(keys[0]))
+                    calls = repeat if held == "all" or size == 1024 else max(repeat // 4, 10)
+                    timer = Timer(calls)
+                    ours, single = timer.compare(keys, lookup, embedding_1)
+                    torch.set_num_threads(threads)
+                    _, parallel = timer.compare(keys, lookup_1, embedding)
+                    ratio = np.median(single) / np.median(ours)
+                    ratio_all = np.median(parallel) / np.median(ours)
+                    print(
+                        f"{dim:4} {size:6} {kind:9} {held:>6}  {spread(ours):28} {spread(single):28}"
+                        f" {ratio:6.3f}  {ratio_all:13.3f}",
+                        flush=True,
+                    )
+                    results.append(
+                        {
+                            "dim": dim,
+                            "keys": size,
+                            "kind": kind,
+                            "held": held,
+                            "lookup_us": float(np.median(ours) * 1e6),
+                            "embedding_1_us": float(np.median(single) * 1e6),
+                            "embedding_us": float(np.median(parallel) * 1e6),
+                            "ratio_1": float(ratio),
+                            "ratio": float(ratio_all),
+                        }
+                    )
+            hps_torch.close(path)
+    return results
+
+
+class Plain(torch.nn.Module):
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, keys: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(keys, self.weight)
+
+
+def bench_overhead(home: Path, repeat: int) -> dict[str, float]:
+    """One key through TorchScript: what a call costs."""
+    weight = torch.randn(1000, 16)
+    hps_torch.save_table(home / "table16", torch.arange(1000), weight)
+    path = write_config(home, "overhead", 16, None)
+    layer = torch.jit.script(hps_torch.LookupLayer(path, "bench", 0, 16))
+    plain = torch.jit.script(Plain(weight))
+    key = torch.tensor([7])
+    calls = 2000
+    times: dict[str, list[float]] = {"lookup": [], "embedding": []}
+    with torch.inference_mode():
+        for i in range(repeat // 4 + 3):
+            for name, module in (("lookup", layer), ("embedding", plain)):
+                start = time.perf_counter()
+                for _ in range(calls):
+                    module(key)
+                if i >= 3:
+                    times[name].append((time.perf_counter() - start) / calls)
+    ours, theirs = (np.array(times[name]) for name in ("lookup", "embedding"))
+    print("\nOne key through TorchScript, per call (medians of rounds of 2,000 calls)")
+    print(f"  hps.lookup  {np.median(ours) * 1e6:.2f} us ({ours.min() * 1e6:.2f} to {ours.max() * 1e6:.2f})")
+    print(f"  F.embedding {np.median(theirs) * 1e6:.2f} us ({theirs.min() * 1e6:.2f} to {theirs.max() * 1e6:.2f})")
+    print(f"  ratio       {np.median(theirs) / np.median(ours):.3f}")
+    hps_torch.close(path)
+    return {"lookup_us": float(np.median(ours) * 1e6), "embedding_us": float(np.median(theirs) * 1e6)}
+
+
+OPEN = """
+import json, resource, sys, time
+import hps_torch
+
+def memory(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+before = memory("VmRSS")
+start = time.perf_counter()
+hps_torch.open(sys.argv[1])
+seconds = time.perf_counter() - start
+table = hps_torch.stats(sys.argv[1])["models"]["bench"]["tables"][0]
+print(json.dumps({"seconds": seconds, "peak": memory("VmHWM") - before, "rest": memory("VmRSS") - before,
+                  "host": table.get("host"), "ssd": table.get("ssd")}))
+"""
+
+
+def bench_open(home: Path) -> list[dict[str, object]]:
+    """Opening one million rows of dim 32 from model files, each in a process of its own."""
+    rows, dim = 1_000_000, 32
+    hps_torch.save_table(home / f"table{dim}", torch.arange(rows), torch.randn(rows, dim))
+    results = []
+    print(f"\nOpening {rows:,} rows of dim {dim} ({rows * (dim * 4 + 8) / 1e6:.0f} MB of model files)")
+    for name, rate in (
+        ("host memory alone", None),
+        ("RocksDB and half in host memory, first start", 0.5),
+        ("RocksDB and half in host memory, second start", 0.5),
+    ):
+        if name.endswith("first start"):
+            subprocess.run(["rm", "-rf", str(home / f"rocksdb{dim}")], check=True)
+        path = write_config(home, "open", dim, rate)
+        output = subprocess.run(
+            [sys.executable, "-c", OPEN, path], check=True, capture_output=True, text=True, env={**os.environ, "HPS_LOG": "warn"}
+        ).stdout
+        result = json.loads(output.splitlines()[-1])
+        held = result["host"]["rows"]
+        print(
+            f"  {name:46} {result['seconds']:6.2f} s, peak memory +{result['peak'] / 1e6:.0f} MB, at rest"
+            f" +{result['rest'] / 1e6:.0f} MB; host memory {result['host']['bytes'] / held - dim * 4:.1f} bytes per row"
+            f" beyond the row (key included)"
+        )
+        results.append({"name": name, **result})
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--repeat", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    os.environ.setdefault("HPS_LOG", "warn")
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    print(f"{model}, {os.cpu_count()} cores, Linux {platform.release()}; torch {torch.__version__}; commit {commit.strip()}")
+    with tempfile.TemporaryDirectory() as home:
+        opening = bench_open(Path(home))
+        overhead = bench_overhead(Path(home), arguments.repeat)
+        lookups = bench_lookups(Path(home), arguments.rows, arguments.repeat)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"open": opening, "overhead": overhead, "lookups": lookups}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+//! Model files into the truth: loaded once, replaced when changed, taken over from the predecessor.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hps_core::load::{Loaded, Source, fill_cache, load_table};
+use hps_core::model_files::ModelFiles;
+use hps_core::observer::Silent;
+use hps_core::testing::{MapTier, row_of, rows_of};
+use hps_core::tier::{Held, TableSpec, Tier, TierKind, TruthTier};
+use hps_core::update_clock::UpdateClock;
+use hps_core::{Error, ErrorKind, Key, KeyWidth, Rows, TableId};
+
+const SIZE: usize = 8;
+const TABLE: TableId = TableId(0);
+
+fn spec() -> TableSpec {
+    TableSpec { name: "hps_et.m.t".into(), row_bytes: SIZE, key_width: KeyWidth::Bits64 }
+}
+
+fn tier() -> MapTier {
+    MapTier::new(TierKind::Ssd, &[spec()])
+}
+
+fn source(directory: &Path, keys: &[Key], version: u64) -> Source {
+    std::fs::create_dir_all(directory).unwrap();
+    let bytes: Vec<u8> = keys.iter().flat_map(|key| key.to_le_bytes()).collect();
+    std::fs::write(directory.join("key"), bytes).unwrap();
+    std::fs::write(directory.join("emb_vector"), rows_of(keys, version, SIZE)).unwrap();
+    open(directory)
+}
+
+fn open(directory: &Path) -> Source {
+    let files = ModelFiles::open(directory, SIZE, KeyWidth::Bits64).unwrap();
+    Source { table: directory.file_name().unwrap().to_str().unwrap().into(), files }
+}
+
+fn load(tier: &MapTier, sources: &[Source]) -> hps_core::Result<Loaded> {
+    load_table(tier, TABLE, &spec(), sources, &Silent)
+}
+
+#[test]
+fn a_table_is_loaded_once() {
+    let home = tempfile::tempdir().unwrap();
+    let tier = tier();
+    let source = source(&home.path().join("a"), &[1, 2, 3, 2, 2], 1);
+    assert_eq!(
+        load(&tier, std::slice::from_ref(&source)).unwrap(),
+        Loaded::FromFiles { rows: 3, repeated: 2 }
+    );
+    tier.insert(TABLE, &[2], Rows::new(&row_of(2, 7, SIZE), SIZE).unwrap()).unwrap();
+    assert_eq!(load(&tier, &[source]).unwrap(), Loaded::AlreadyHeld);
+    assert_eq!(tier.row(TABLE, 2), Some(row_of(2, 7, SIZE)), "an online update survives a restart");
+}
+
+#[test]
+fn of_a_repeated_key_the_last_row_counts() {
+    let home = tempfile::tempdir().unwrap();
+    let tier = tier();
+    let directory = home.path().join("a");
+    source(&directory, &[5, 6, 5], 1);
+    let mut rows = rows_of(&[5, 6, 5], 1, SIZE);
+    rows[2 * SIZE..].copy_from_slice(&row_of(5, 2, SIZE));
+    std::fs::write(directory.join("emb_vector"), rows).unwrap();
+    load(&tier, &[open(&directory)]).unwrap();
+    assert_eq!(tier.row(TABLE, 5), Some(row_of(5, 2, SIZE)));
+}
+
+#[test]
+fn a_copy_with_the_same_content_is_recognised_and_updates_survive() {
+    let home = tempfile::tempdir().unwrap();
+    let tier = tier();
+    load(&tier, &[source(&home.path().join("a"), &[1, 2], 1)]).unwrap();
+    tier.insert(TABLE, &[2], Rows::new(&row_of(2, 7, SIZE), SIZE).unwrap()).unwrap();
+    let copy = source(&home.path().join("b"), &[1, 2], 1);
+    assert_eq!(load(&tier, std::slice::from_ref(&copy)).unwrap(), Loaded::AlreadyHeld);
+    assert_eq!(tier.row(TABLE, 2), Some(row_of(2, 7, SIZE)));
+    let Held::Table(record) = tier.held(TABLE).unwrap() else { panic!("held") };
+    assert!(record.contains("/b"), "the record names the new place: {record}");
+    assert_eq!(load(&tier, &[copy]).unwrap(), Loaded::AlreadyHeld);
+}
+
+#[test]
+fn a_changed_source_replaces_the_table_whole() {
+    let home = tempfile::tempdir().unwrap();
+    let tier = tier();
+    load(&tier, &[source(&home.path().join("a"), &[1, 2, 3], 1)]).unwrap();
+    let changed = source(&home.path().join("a"), &[2, 3, 4], 2);
+    assert_eq!(load(&tier, &[changed]).unwrap(), Loaded::FromFiles { rows: 3, repeated: 0 });
+    assert_eq!(tier.row(TABLE, 1), None, "a key that the new files lack is gone");
+    assert_eq!(tier.row(TABLE, 2), Some(row_of(2, 2, SIZE)));
+}
+
+#[test]
+fn an_interrupted_replacement_leaves_the_old_table_and_is_completed_later() {
+    let home = tempfile::tempdir().unwrap();
+    let tier = tier();
+    load(&tier, &[source(&home.path().join("a"), &[1, 2], 1)]).unwrap();
+    let changed = source(&home.path().join("a"), &[2, 3], 2);
+    for operation in ["put", "commit"] {
+        tier.set_hook(move |now| match now == operation {
+            true => Err(Error::new(ErrorKind::Storage, "disk full")),
+            false => Ok(()),
+        });
+        let error = load(&tier, std::slice::from_ref(&changed)).unwrap_err();
+        assert!(error.to_string().contains("hps_et.m.t"), "{error}");
+        assert_eq!(tier.row(TABLE, 1), Some(row_of(1, 1, SIZE)));
+    }
+    tier.set_hook(|_| Ok(()));
+    assert!(matches!(load(&tier, &[changed]).unwrap(), Loaded::FromFiles { rows: 2, .. }));
+}
+
+#[test]
+fn the_predecessors_rows_are_taken_over_and_completed() {
+    let home = tempfile::tempdir().unwrap();
+    let tier = tier();
+    let newer = rows_of(&[1, 2], 5, SIZE);
+    tier.insert(TABLE, &[1, 2], Rows::new(&newer, SIZE).unwrap()).unwrap();
+    tier.forget_record(TABLE);
+    // Key 3 is only in the files, twice: the last row counts.
+    let directory = home.path().join("a");
+    source(&directory, &[1, 2, 3, 3], 1);
+    let mut rows = rows_of(&[1, 2, 3, 3], 1, SIZE);
+    rows[3 * SIZE..].copy_from_slice(&row_of(3, 2, SIZE));
+    std::fs::write(directory.join("emb_vector"), rows).unwrap();
+    let source = open(&directory);
+    assert_eq!(load(&tier, std::slice::from_ref(&source)).unwrap(), Loaded::Adopted { added: 1 });
+    assert_eq!(
+        tier.row(TABLE, 1),
+        Some(row_of(1, 5, SIZE)),
+        "what the database holds may be newer than the files"
+    );
+    assert_eq!(tier.row(TABLE, 3), Some(row_of(3, 2, SIZE)));
+    assert_eq!(load(&tier, &[source]).unwrap(), Loaded::AlreadyHeld);
+}
+
+#[test]
+fn a_read_only_truth_is_served_as_it_is_or_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let mut tier = tier();
+    tier.read_only = true;
+    let first = source(&home.path().join("a"), &[1], 1);
+    let error = load(&tier, std::slice::from_ref(&first)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("read_only"), "{error}");
+    tier.read_only = false;
+    load(&tier, &[first]).unwrap();
+    tier.read_only = true;
+    let changed = source(&home.path().join("a"), &[1, 2], 2);
+    assert_eq!(load(&tier, &[changed]).unwrap(), Loaded::AlreadyHeld);
+    tier.forget_record(TABLE);
+    assert_eq!(load(&tier, &[open(&home.path().join("a"))]).unwrap(), Loaded::AlreadyHeld);
+}
+
+#[test]
+fn fused_tables_share_keys_only_with_equal_rows() {
+    let home = tempfile::tempdir().unwrap();
+    let first = source(&home.path().join("users"), &[1, 2, 3], 1);
+    let same = source(&home.path().join("items"), &[3, 4], 1);
+    let other = source(&home.path().join("genres"), &[9, 2], 2);
+    let tier = self::tier();
+    assert_eq!(
+        load(&tier, &[first.clone(), same.clone()]).unwrap(),
+        Loaded::FromFiles { rows: 4, repeated: 0 }
+    );
+    let tier = self::tier();
+    let error = load(&tier, &[first, same, other]).unwrap_err().to_string();
+    assert!(
+        error.contains("\"users\"") && error.contains("\"genres\"") && error.contains("key 2"),
+        "{error}"
+    );
+    assert_eq!(tier.held(TABLE).unwrap(), Held::Nothing);
+}
+
+#[test]
+fn a_cache_is_filled_from_the_truth_up_to_a_limit_and_never_with_stale_rows() {
+    let keys: Vec<Key> = (0..1_000).collect();
+    let truth = Arc::new(tier());
+    truth.insert(TABLE, &keys, Rows::new(&rows_of(&keys, 1, SIZE), SIZE).unwrap()).unwrap();
+    let cache = MapTier::new(TierKind::Host, &[spec()]);
+    let clock = UpdateClock::default();
+    let fill = |limit| fill_cache(&cache, truth.as_ref(), TABLE, &spec(), &clock, limit, &Silent).unwrap();
+    assert_eq!(fill(0), 0);
+    assert_eq!(fill(250), 250);
+    assert_eq!(cache.usage(TABLE).unwrap().rows, 250);
+    cache.erase(TABLE, &keys).unwrap();
+
+    // All keys are written while the scan is under way: what was read before must not be carried up.
+    let written = AtomicBool::new(false);
+    let clock_ref = &clock;
+    std::thread::scope(|scope| {
+        let (reached, wait) = std::sync::mpsc::channel();
+        let (done, go_on) = std::sync::mpsc::channel();
+        let go_on = std::sync::Mutex::new(go_on);
+        let reached = std::sync::Mutex::new(reached);
+        let first = AtomicBool::new(true);
+        cache.set_hook(move |operation| {
+            if operation == "promote" && first.swap(false, Ordering::SeqCst) {
+                reached.lock().unwrap().send(()).unwrap();
+                go_on.lock().unwrap().recv().unwrap();
+            }
+            Ok(())
+        });
+        let written = &written;
+        scope.spawn(move || {
+            wait.recv().unwrap();
+            clock_ref.advance_all();
+            written.store(true, Ordering::SeqCst);
+            done.send(()).unwrap();
+        });
+        fill_cache(&cache, truth.as_ref(), TABLE, &spec(), clock_ref, u64::MAX, &Silent).unwrap();
+    });
+    assert!(written.load(Ordering::SeqCst));
+    assert_eq!(cache.usage(TABLE).unwrap().rows, 0);
+}

@@ -1,0 +1,127 @@
+use std::collections::HashMap;
+
+use super::*;
+
+/// Everything that lookups rely on.
+fn check(index: &Index, oracle: &HashMap<Key, u32>) {
+    assert_eq!(index.len(), oracle.len());
+    assert_eq!(index.iter().count(), oracle.len());
+    let mut away = vec![0; index.table.buckets.len()];
+    for (&key, &slot) in oracle {
+        let hash = index.hash(mix(key));
+        assert_eq!(index.find(key, hash), Some(slot), "key {key}");
+        match index.glance(key, hash) {
+            Glance::Here(found) => assert_eq!(found, slot),
+            Glance::PerhapsElsewhere => {
+                assert_eq!(index.find_second(key, hash), Some(slot));
+                away[index.table.first(hash)] += 1;
+            }
+            Glance::Absent => panic!("key {key} is there"),
+        }
+    }
+    let counted: Vec<u32> = index.table.buckets.iter().map(|bucket| bucket.away).collect();
+    assert_eq!(counted, away);
+}
+
+#[test]
+fn keys_of_every_value_are_found_and_no_others() {
+    let mut index = Index::new(false);
+    let mut oracle = HashMap::new();
+    let hostile = hps_core::testing::hostile_keys(hps_core::KeyWidth::Bits64);
+    for key in hostile.into_iter().chain(1_000..5_000) {
+        if oracle.contains_key(&key) {
+            continue;
+        }
+        let slot = oracle.len() as u32;
+        index.insert_new(key, slot).unwrap();
+        oracle.insert(key, slot);
+    }
+    check(&index, &oracle);
+    assert!((10_000..20_000).all(|key| index.find(key, index.hash(mix(key))).is_none()));
+}
+
+#[test]
+fn an_index_without_buckets_holds_nothing() {
+    let mut index = Index::new(false);
+    assert_eq!(index.find(0, index.hash(mix(0))), None);
+    assert_eq!(index.glance(0, index.hash(mix(0))), Glance::Absent);
+    assert_eq!(index.remove(0), None);
+    assert_eq!(index.num_bytes(), 0);
+}
+
+#[test]
+fn removal_keeps_the_others_and_the_counts() {
+    let mut index = Index::new(true);
+    let mut oracle = HashMap::new();
+    let mut random = Random::from_system();
+    for round in 0..20_000u32 {
+        let key = random.next_u64() % 3_000;
+        match oracle.remove(&key) {
+            Some(slot) => assert_eq!(index.remove(key), Some(slot)),
+            None => {
+                index.insert_new(key, round).unwrap();
+                oracle.insert(key, round);
+            }
+        }
+    }
+    check(&index, &oracle);
+    index.remove_if(|slot| slot % 3 == 0);
+    oracle.retain(|_, slot| *slot % 3 != 0);
+    check(&index, &oracle);
+}
+
+#[test]
+fn it_fills_to_the_load_that_the_memory_budget_counts_on() {
+    for is_tight in [false, true] {
+        let mut index = Index::new(is_tight);
+        let mut worst: f64 = 0.0;
+        for key in 0..150_000u64 {
+            index.insert_new(key, key as u32).unwrap();
+            if key > 50_000 {
+                worst = worst.max(index.num_bytes() as f64 / index.len() as f64);
+            }
+        }
+        let budget = if is_tight { 13.4 } else { 14.2 };
+        assert!(worst < budget, "{worst} bytes per key");
+    }
+}
+
+#[test]
+fn a_reserved_index_takes_its_memory_once() {
+    let mut index = Index::new(false);
+    index.reserve(100_000).unwrap();
+    let taken = index.num_bytes();
+    assert!((taken as f64) < 100_000.0 * 13.5, "{taken}");
+    for key in 0..102_000u64 {
+        index.insert_new(key << 32, key as u32).unwrap();
+    }
+    assert_eq!(index.num_bytes(), taken);
+    index.reserve(1_000).unwrap();
+    assert_eq!(index.num_bytes(), taken);
+}
+
+/// The key whose `mix` is `mixed`. `x ^ rotr(x, a) ^ rotr(x, b)` is undone by doing it 63 times more: as a polynomial
+/// of rotations its 64th power is 1.
+fn unmix(mixed: u64) -> Key {
+    let inverse = |odd: u64| (0..6).fold(odd, |x, _| x.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(x))));
+    let undo = |x: u64, a: u32, b: u32| (0..63).fold(x, |x, _| x ^ x.rotate_right(a) ^ x.rotate_right(b));
+    let mut x = mixed ^ (mixed >> 28) ^ (mixed >> 56);
+    x = undo(x.wrapping_mul(inverse(0x9FB2_1C65_1E98_DF25)), 24, 49);
+    undo(x.wrapping_mul(inverse(0xA24B_AED4_963E_E407)), 25, 50)
+}
+
+/// Keys that share both buckets at any size of the index, made by someone who knows the hash.
+#[test]
+fn keys_that_collide_make_it_choose_another_hash() {
+    assert_eq!(mix(unmix(0x0123_4567_89AB_CDEF)), 0x0123_4567_89AB_CDEF);
+    let mut index = Index::new(false);
+    index.table.seeds = Seeds { flip: 0, multiplier: 1 };
+    let colliding: Vec<Key> = (0..200).map(|i| unmix((7 << 50) | (2 << 30) | i)).collect();
+    let mut oracle = HashMap::new();
+    for (slot, &key) in colliding.iter().enumerate() {
+        index.insert_new(key, slot as u32).unwrap();
+        oracle.insert(key, slot as u32);
+    }
+    check(&index, &oracle);
+    assert!(index.num_bytes() < 20_000, "{} bytes for {} keys", index.num_bytes(), colliding.len());
+}

@@ -1,0 +1,329 @@
+//! slot -> how often or how recently its row was used: what `LeastUsed` and `Oldest` decide by. 2 bytes per slot, and
+//! none without a limit.
+//!
+//! Readers mark rows while other readers do: marks are atomics. Two readers that mark one row at the same instant may
+//! count as one.
+
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+
+use hps_core::Result;
+
+use crate::prefetch::prefetch;
+use crate::random::{Random, Sample};
+use crate::settings::{EvictionPolicy, Limit};
+use crate::slab::{out_of_memory, reserve_slowly};
+
+/// `Oldest` tells apart accesses of the last 16 margins: 65,536 stamps of margin / 4,096 accesses each.
+const STAMPS_PER_MARGIN: usize = 4096;
+/// An age that rows are held at: they stay the oldest however often the stamps wrap around.
+const MAX_AGE: u16 = 1 << 15;
+/// Stamps between two passes that hold ages back.
+const CLAMP_INTERVAL: u64 = 1 << 14;
+
+#[derive(Debug)]
+enum Kind {
+    /// Number of lookups, halved with time.
+    LeastUsed {
+        /// What a new row begins with: above rows that just escaped eviction, or it would be the next to go.
+        newcomer: u16,
+        /// Rows evicted since counts were halved.
+        evicted: usize,
+        margin: usize,
+    },
+    /// Time of the last access, on the partition's own clock.
+    Oldest {
+        /// Accesses to the partition.
+        clock: AtomicU64,
+        /// Accesses per stamp, as a power of two.
+        shift: u32,
+        /// Stamp, before it was cut to 16 bits, of the last pass that held ages back.
+        clamped_at: AtomicU64,
+    },
+}
+
+/// Marks of one partition's slots.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    kind: Kind,
+    marks: Vec<AtomicU16>,
+}
+
+/// Chooses victims: all below a score, and a fair sample of those who have it.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    threshold: u16,
+    ties: Sample,
+}
+
+impl Marks {
+    /// Marks for a limit, or None if its policy needs none.
+    pub(crate) fn new(limit: &Limit) -> Option<Self> {
+        let kind = match limit.policy {
+            EvictionPolicy::Random => return None,
+            EvictionPolicy::LeastUsed => Kind::LeastUsed { newcomer: 1, evicted: 0, margin: limit.margin },
+            EvictionPolicy::Oldest => Kind::Oldest {
+                clock: AtomicU64::new(0),
+                shift: (limit.margin / STAMPS_PER_MARGIN).checked_ilog2().unwrap_or(0),
+                clamped_at: AtomicU64::new(0),
+            },
+        };
+        Some(Self { kind, marks: Vec::new() })
+    }
+
+    /// Bytes taken.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.marks.capacity() * size_of::<AtomicU16>()
+    }
+
+    /// Makes sure that there is a mark for each of `num_slots` slots.
+    pub(crate) fn cover(&mut self, num_slots: usize) -> Result<()> {
+        let lacking = num_slots.saturating_sub(self.marks.len());
+        if lacking > 0 {
+            reserve_slowly(&mut self.marks, lacking)?;
+            self.marks.resize_with(num_slots, AtomicU16::default);
+        }
+        Ok(())
+    }
+
+    /// Takes the memory for `num_slots` slots at once.
+    pub(crate) fn reserve(&mut self, num_slots: usize) -> Result<()> {
+        self.marks.try_reserve_exact(num_slots.saturating_sub(self.marks.len())).map_err(out_of_memory)
+    }
+
+    /// Brings a slot's mark near.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, slot: u32) {
+        if let Some(mark) = self.marks.get(slot as usize) {
+            prefetch(mark);
+        }
+    }
+
+    /// Lets time pass for `num_accesses` and returns the stamp to give to the rows accessed.
+    pub(crate) fn tick(&self, num_accesses: usize) -> u16 {
+        let Kind::Oldest { clock, shift, clamped_at } = &self.kind else { return 0 };
+        let stamp = clock.fetch_add(num_accesses as u64, Relaxed).wrapping_add(num_accesses as u64) >> shift;
+        let last = clamped_at.load(Relaxed);
+        // One reader does the pass; the others have as much time again before ages could wrap around.
+        if stamp.wrapping_sub(last) >= CLAMP_INTERVAL
+            && clamped_at.compare_exchange(last, stamp, Relaxed, Relaxed).is_ok()
+        {
+            self.hold_ages_back(stamp as u16, stamp.wrapping_sub(last));
+        }
+        stamp as u16
+    }
+
+    /// Sets marks that are older than `MAX_AGE` to that age. `elapsed` is how much older than at the last pass, when
+    /// no age was above `MAX_AGE`, a row can be: if stamps wrapped around meanwhile, all are as old as can be told.
+    fn hold_ages_back(&self, now: u16, elapsed: u64) {
+        let is_lost = elapsed >= u64::from(u16::MAX - MAX_AGE);
+        for mark in &self.marks {
+            let stamp = mark.load(Relaxed);
+            if is_lost || now.wrapping_sub(stamp) > MAX_AGE {
+                // A reader that has refreshed the mark meanwhile wins.
+                let _ = mark.compare_exchange(stamp, now.wrapping_sub(MAX_AGE), Relaxed, Relaxed);
+            }
+        }
+    }
+
+    /// Notes a lookup of a row. `stamp` comes from [`Self::tick`].
+    #[inline(always)]
+    pub(crate) fn looked_up(&self, slot: u32, stamp: u16) {
+        let Some(mark) = self.marks.get(slot as usize) else { return };
+        match self.kind {
+            Kind::LeastUsed { .. } => mark.store(mark.load(Relaxed).saturating_add(1), Relaxed),
+            Kind::Oldest { .. } => mark.store(stamp, Relaxed),
+        }
+    }
+
+    /// Notes that a row was overwritten: for `Oldest` an access, for `LeastUsed` nothing, as nobody asked for the row.
+    pub(crate) fn overwritten(&self, slot: u32) {
+        if let (Kind::Oldest { .. }, Some(mark)) = (&self.kind, self.marks.get(slot as usize)) {
+            mark.store(self.tick(1), Relaxed);
+        }
+    }
+
+    /// Notes that a slot has a new row.
+    pub(crate) fn added(&self, slot: u32) {
+        let Some(mark) = self.marks.get(slot as usize) else { return };
+        let value = match self.kind {
+            Kind::LeastUsed { newcomer, .. } => newcomer,
+            Kind::Oldest { .. } => self.tick(1),
+        };
+        mark.store(value, Relaxed);
+    }
+
+    /// Rows of the lowest score go first.
+    #[inline]
+    fn score(&self, slot: u32) -> u16 {
+        let mark = self.marks.get(slot as usize).map_or(0, |mark| mark.load(Relaxed));
+        match &self.kind {
+            Kind::LeastUsed { .. } => mark,
+            Kind::Oldest { clock, shift, .. } => {
+                let now = (clock.load(Relaxed) >> shift) as u16;
+                u16::MAX - now.wrapping_sub(mark)
+            }
+        }
+    }
+
+    /// Decides which `num_victims` of the rows in `slots` go, in two passes that count scores.
+    pub(crate) fn judge<I: Iterator<Item = u32>>(
+        &self,
+        slots: impl Fn() -> I,
+        num_victims: usize,
+    ) -> Verdict {
+        let (high, below, _) = rank(slots().map(|slot| (self.score(slot) >> 8) as u8), num_victims);
+        let of_rank = slots().map(|slot| self.score(slot)).filter(|score| (score >> 8) as u8 == high);
+        let wanted = num_victims.saturating_sub(below);
+        let (low, below, ties) = rank(of_rank.map(|score| score as u8), wanted);
+        Verdict {
+            threshold: u16::from(high) << 8 | u16::from(low),
+            ties: Sample::new(wanted.saturating_sub(below), ties),
+        }
+    }
+
+    /// True if the row in `slot` goes. To be asked once for each slot that was judged, exactly.
+    pub(crate) fn condemns(&self, slot: u32, verdict: &mut Verdict, random: &mut Random) -> bool {
+        let score = self.score(slot);
+        score < verdict.threshold || (score == verdict.threshold && verdict.ties.takes(random))
+    }
+
+    /// Notes that a verdict was carried out.
+    pub(crate) fn evicted(&mut self, num_victims: usize, verdict: &Verdict) {
+        let Kind::LeastUsed { newcomer, evicted, margin } = &mut self.kind else { return };
+        *evicted += num_victims;
+        *newcomer = verdict.threshold.saturating_add(2);
+        // Fame fades when an eighth of the partition has been replaced, not at every eviction: they may be tiny.
+        if *evicted > *margin / 8 {
+            *evicted = 0;
+            *newcomer = verdict.threshold / 2 + 2;
+            for mark in &mut self.marks {
+                *mark.get_mut() /= 2;
+            }
+        }
+    }
+}
+
+/// The value that the `wanted`-th smallest of `values` has (counted from 1), how many are smaller, how many equal.
+fn rank(values: impl Iterator<Item = u8>, wanted: usize) -> (u8, usize, usize) {
+    let mut counts = [0usize; 256];
+    for value in values {
+        if let Some(count) = counts.get_mut(usize::from(value)) {
+            *count += 1;
+        }
+    }
+    let mut below = 0;
+    for (value, &count) in counts.iter().enumerate() {
+        if below + count >= wanted && count > 0 {
+            return (value as u8, below, count);
+        }
+        below += count;
+    }
+    (u8::MAX, below, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(policy: EvictionPolicy, margin: usize) -> Marks {
+        let mut marks = Marks::new(&Limit { margin, kept: margin / 2, policy }).unwrap();
+        marks.cover(margin).unwrap();
+        marks
+    }
+
+    fn victims(marks: &mut Marks, num_slots: u32, num_victims: usize) -> Vec<u32> {
+        let mut random = Random::from_system();
+        let mut verdict = marks.judge(|| 0..num_slots, num_victims);
+        let victims =
+            (0..num_slots).filter(|&slot| marks.condemns(slot, &mut verdict, &mut random)).collect();
+        marks.evicted(num_victims, &verdict);
+        victims
+    }
+
+    #[test]
+    fn random_eviction_needs_no_marks() {
+        assert!(Marks::new(&Limit { margin: 9, kept: 5, policy: EvictionPolicy::Random }).is_none());
+    }
+
+    #[test]
+    fn the_rank_counts_what_is_below_and_equal() {
+        assert_eq!(rank([5, 1, 5, 9, 5].into_iter(), 1), (1, 0, 1));
+        assert_eq!(rank([5, 1, 5, 9, 5].into_iter(), 2), (5, 1, 3));
+        assert_eq!(rank([5, 1, 5, 9, 5].into_iter(), 4), (5, 1, 3));
+        assert_eq!(rank([5, 1, 5, 9, 5].into_iter(), 5), (9, 4, 1));
+    }
+
+    #[test]
+    fn least_used_goes_first_and_old_fame_fades() {
+        let mut marks = marks(EvictionPolicy::LeastUsed, 300);
+        (0..300).for_each(|slot| marks.added(slot));
+        for slot in 0..300 {
+            (0..slot * 2).for_each(|_| marks.looked_up(slot, 0));
+        }
+        assert_eq!(victims(&mut marks, 300, 100), (0..100).collect::<Vec<_>>());
+        // The slots get new rows: those do not go first. The last victim had 199 uses, now halved.
+        (0..100).for_each(|slot| marks.added(slot));
+        assert_eq!(victims(&mut marks, 300, 1), [100]);
+        // Who was famous once and is not asked for any more goes in the end.
+        for _ in 0..20 {
+            (0..299).for_each(|slot| marks.looked_up(slot, 0));
+            let gone = victims(&mut marks, 299, 60);
+            gone.into_iter().for_each(|slot| marks.added(slot));
+        }
+        assert!(marks.score(299) < marks.score(0));
+    }
+
+    #[test]
+    fn counts_saturate() {
+        let mut marks = marks(EvictionPolicy::LeastUsed, 10);
+        (0..10).for_each(|slot| marks.added(slot));
+        for slot in 0..10 {
+            (0..70_000).for_each(|_| marks.looked_up(slot, 0));
+        }
+        assert_eq!(victims(&mut marks, 10, 5).len(), 5);
+        marks.added(3);
+        assert!(marks.score(3) > 30_000);
+    }
+
+    #[test]
+    fn oldest_goes_first_in_the_order_of_access() {
+        let mut marks = marks(EvictionPolicy::Oldest, 1_000);
+        (0..1_000).for_each(|slot| marks.added(slot));
+        (0..300).for_each(|slot| marks.overwritten(slot));
+        let stamp = marks.tick(200);
+        (300..500).for_each(|slot| marks.looked_up(slot, stamp));
+        assert_eq!(victims(&mut marks, 1_000, 500), (500..1_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn wrapping_stamps_never_make_an_old_row_look_new() {
+        for margin in [100usize, 50_000] {
+            let mut marks = marks(EvictionPolicy::Oldest, margin);
+            let half = margin as u32 / 2;
+            (0..margin as u32).for_each(|slot| marks.added(slot));
+            // Accesses to the upper half only, over many times the span of the stamps, in steps of all sizes.
+            for step in (0..2_000).map(|i| 1 + (i * 7_919) % (2 * margin.max(20_000))) {
+                let stamp = marks.tick(step);
+                (half..margin as u32).for_each(|slot| marks.looked_up(slot, stamp));
+                if step % 10 == 0 {
+                    let highest_old = (0..half).map(|slot| marks.score(slot)).max();
+                    assert!(highest_old < marks.score(half).into());
+                }
+            }
+            let gone = victims(&mut marks, margin as u32, half as usize);
+            assert!(gone.iter().all(|&slot| slot < half));
+        }
+    }
+
+    #[test]
+    fn ties_are_broken_fairly() {
+        let mut counts = [0; 10];
+        for _ in 0..2_000 {
+            let mut marks = marks(EvictionPolicy::LeastUsed, 10);
+            (0..10).for_each(|slot| marks.added(slot));
+            victims(&mut marks, 10, 3).into_iter().for_each(|slot| counts[slot as usize] += 1);
+        }
+        // 600 each is expected; 5 standard deviations are 103.
+        assert!(counts.iter().all(|count| (497..=703).contains(count)), "{counts:?}");
+    }
+}

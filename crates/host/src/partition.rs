@@ -1,0 +1,227 @@
+//! What one lock guards: some keys of a table, their rows, and who has to go when there are too many.
+
+use std::sync::Arc;
+
+use hps_core::key::mix;
+use hps_core::{Error, ErrorKind, Key, Result};
+
+use crate::index::{Glance, Hash, Index};
+use crate::marks::Marks;
+use crate::prefetch::prefetch_bytes;
+use crate::random::{Random, Sample};
+use crate::settings::Limit;
+use crate::slab::{Arena, Slabs};
+
+/// Lines of a row that are asked for ahead; the rest follows while the first are copied.
+const PREFETCHED_LINES: usize = 8;
+
+/// A part of a table.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    index: Index,
+    slabs: Slabs,
+    marks: Option<Marks>,
+    limit: Option<Limit>,
+    random: Random,
+}
+
+impl Partition {
+    pub(crate) fn new(row_bytes: usize, limit: Option<Limit>, arena: Arc<Arena>) -> Self {
+        let marks = limit.as_ref().and_then(Marks::new);
+        Self {
+            // Marks take two of the bytes that a row may cost, so the index gets fewer.
+            index: Index::new(marks.is_some()),
+            slabs: Slabs::new(row_bytes, arena),
+            marks,
+            limit,
+            random: Random::from_system(),
+        }
+    }
+
+    /// Number of rows.
+    pub(crate) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Bytes taken beside the arena's.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.index.num_bytes() + self.slabs.num_bytes() + self.marks.as_ref().map_or(0, Marks::num_bytes)
+    }
+
+    /// Prepares for `num_rows` rows, or for the margin if that is less. Returns the slabs to be reserved for them, as
+    /// number and bytes of each.
+    pub(crate) fn reserve(&mut self, num_rows: usize) -> Result<(usize, usize)> {
+        let num_rows = self.limit.map_or(num_rows, |limit| num_rows.min(limit.margin));
+        self.index.reserve(num_rows)?;
+        self.slabs.reserve(num_rows)?;
+        let (num_slabs, slab_bytes) = self.slabs.lacking(num_rows)?;
+        if let Some(marks) = &mut self.marks {
+            marks.reserve(self.slabs.slots_with(num_slabs))?;
+        }
+        Ok((num_slabs, slab_bytes))
+    }
+
+    /// Lets time pass for the policy; see [`Marks::tick`].
+    pub(crate) fn tick(&self, num_accesses: usize) -> u16 {
+        self.marks.as_ref().map_or(0, |marks| marks.tick(num_accesses))
+    }
+
+    // ---- reading: the steps of a lookup, so that a caller can do others meanwhile ----
+
+    /// First step: hashes a key, given as `mix(key)`, and asks for the memory of the next step.
+    #[inline(always)]
+    pub(crate) fn approach(&self, mixed: u64) -> Hash {
+        let hash = self.index.hash(mixed);
+        self.index.prefetch_first(hash);
+        hash
+    }
+
+    /// Second step: looks where the key probably is, and asks for the memory of the next step.
+    #[inline(always)]
+    pub(crate) fn glance(&self, key: Key, hash: Hash) -> Glance {
+        let glance = self.index.glance(key, hash);
+        match glance {
+            Glance::Here(slot) => self.prefetch_row(slot),
+            Glance::PerhapsElsewhere => self.index.prefetch_second(hash),
+            Glance::Absent => {}
+        }
+        glance
+    }
+
+    /// Third step, after [`Glance::PerhapsElsewhere`]: looks in the other place.
+    #[inline]
+    pub(crate) fn look_elsewhere(&self, key: Key, hash: Hash) -> Option<u32> {
+        let slot = self.index.find_second(key, hash)?;
+        self.prefetch_row(slot);
+        Some(slot)
+    }
+
+    /// Last step: the row. `stamp` comes from [`Self::tick`].
+    #[inline(always)]
+    pub(crate) fn read(&self, slot: u32, stamp: u16) -> Result<&[u8]> {
+        if let Some(marks) = &self.marks {
+            marks.looked_up(slot, stamp);
+        }
+        self.slabs.row(slot).ok_or_else(lost_slot)
+    }
+
+    #[inline(always)]
+    fn prefetch_row(&self, slot: u32) {
+        if let Some(row) = self.slabs.row(slot) {
+            prefetch_bytes(row, PREFETCHED_LINES);
+        }
+        if let Some(marks) = &self.marks {
+            marks.prefetch(slot);
+        }
+    }
+
+    /// All steps at once: the slot of a key.
+    pub(crate) fn find(&self, key: Key) -> Option<u32> {
+        self.index.find(key, self.index.hash(mix(key)))
+    }
+
+    /// The row of a key, without noting a use of it.
+    pub(crate) fn peek(&self, key: Key) -> Option<&[u8]> {
+        self.slabs.row(self.find(key)?)
+    }
+
+    /// Every key.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.index.iter().map(|(key, _)| key)
+    }
+
+    // ---- writing ----
+
+    /// Adds or overwrites a row. After an error the partition is as it was, or has evicted rows.
+    pub(crate) fn insert(&mut self, key: Key, row: &[u8]) -> Result<()> {
+        match self.find(key) {
+            Some(slot) => self.overwrite(slot, row),
+            None => self.add(key, row),
+        }
+    }
+
+    /// Overwrites the row of a key that is present.
+    pub(crate) fn update(&mut self, key: Key, row: &[u8]) -> Result<()> {
+        self.find(key).map_or(Ok(()), |slot| self.overwrite(slot, row))
+    }
+
+    /// Adds a row unless the key is present. True if it was added.
+    pub(crate) fn insert_if_absent(&mut self, key: Key, row: &[u8]) -> Result<bool> {
+        if self.find(key).is_some() {
+            return Ok(false);
+        }
+        self.add(key, row)?;
+        Ok(true)
+    }
+
+    /// Removes a key if it is present.
+    pub(crate) fn erase(&mut self, key: Key) {
+        if let Some(slot) = self.index.remove(key) {
+            self.slabs.release(slot);
+        }
+    }
+
+    fn overwrite(&mut self, slot: u32, row: &[u8]) -> Result<()> {
+        if let Some(marks) = &self.marks {
+            marks.overwritten(slot);
+        }
+        write_row(&mut self.slabs, slot, row)
+    }
+
+    /// Adds a key that is not there. All memory is had before the first change.
+    fn add(&mut self, key: Key, row: &[u8]) -> Result<()> {
+        if let Some(limit) = self.limit
+            && self.len() >= limit.margin
+        {
+            self.evict_down_to(&limit);
+        }
+        self.slabs.reserve_one()?;
+        if let Some(marks) = &mut self.marks {
+            marks.cover(self.slabs.num_slots())?;
+        }
+        let slot = self.slabs.next().ok_or_else(lost_slot)?;
+        self.index.insert_new(key, slot)?;
+        self.slabs.take();
+        if let Some(marks) = &self.marks {
+            marks.added(slot);
+        }
+        write_row(&mut self.slabs, slot, row)
+    }
+
+    /// Evicts rows until exactly `limit.kept` are left.
+    fn evict_down_to(&mut self, limit: &Limit) {
+        let num_victims = self.len().saturating_sub(limit.kept);
+        let Self { index, slabs, marks, random, .. } = self;
+        let num_rows = index.len();
+        let Some(marks) = marks else {
+            let mut sample = Sample::new(num_victims, num_rows);
+            index.remove_if(|slot| release_if(sample.takes(random), slabs, slot));
+            return;
+        };
+        let mut verdict = marks.judge(|| index.iter().map(|(_, slot)| slot), num_victims);
+        index.remove_if(|slot| release_if(marks.condemns(slot, &mut verdict, random), slabs, slot));
+        marks.evicted(num_victims, &verdict);
+    }
+}
+
+fn release_if(is_victim: bool, slabs: &mut Slabs, slot: u32) -> bool {
+    if is_victim {
+        slabs.release(slot);
+    }
+    is_victim
+}
+
+fn write_row(slabs: &mut Slabs, slot: u32, row: &[u8]) -> Result<()> {
+    match slabs.row_mut(slot) {
+        Some(target) if target.len() == row.len() => {
+            target.copy_from_slice(row);
+            Ok(())
+        }
+        _ => Err(lost_slot()),
+    }
+}
+
+#[cold]
+fn lost_slot() -> Error {
+    Error::new(ErrorKind::Internal, "a slot of a table in host memory does not exist")
+}

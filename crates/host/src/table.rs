@@ -1,0 +1,250 @@
+//! One table: its partitions, and writes to them.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use hps_core::memory::BlockAllocator;
+use hps_core::tier::{Promotion, TierUsage, Visitor};
+use hps_core::{Error, ErrorKind, Key, Result, Rows};
+use parking_lot::RwLock;
+
+use crate::group::{Groups, Partitioner};
+use crate::partition::Partition;
+use crate::settings::Limit;
+use crate::slab::{Arena, out_of_memory};
+
+/// Keys that a writer treats before it lets readers pass.
+const KEYS_PER_LOCK: usize = 256;
+/// Keys that a write sorts by partition at a time, at most.
+const MAX_SORTED_KEYS: usize = 1 << 16;
+/// Rows that a scan shows at a time.
+const SCANNED_ROWS: usize = 1024;
+/// Keys that a scan remembers at a time (8 MiB).
+const SCANNED_KEYS: usize = 1 << 20;
+
+/// A partition on cache lines of its own, so that one's lock does not slow another's.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Shard(pub(crate) RwLock<Partition>);
+
+/// The rows of one table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) row_bytes: usize,
+    pub(crate) partitioner: Partitioner,
+    pub(crate) shards: Vec<Shard>,
+    arena: Arc<Arena>,
+}
+
+impl Table {
+    /// An empty table.
+    pub(crate) fn new(
+        row_bytes: usize,
+        num_partitions: usize,
+        limit: Option<Limit>,
+        allocator: &Arc<dyn BlockAllocator>,
+    ) -> Result<Self> {
+        let arena = Arc::new(Arena::new(Arc::clone(allocator)));
+        let mut shards = Vec::new();
+        shards.try_reserve_exact(num_partitions).map_err(out_of_memory)?;
+        shards.extend(
+            (0..num_partitions)
+                .map(|_| Shard(RwLock::new(Partition::new(row_bytes, limit, Arc::clone(&arena))))),
+        );
+        Ok(Self { row_bytes, partitioner: Partitioner::new(num_partitions), shards, arena })
+    }
+
+    /// Prepares for `num_rows` rows in all, spread evenly.
+    pub(crate) fn reserve(&self, num_rows: u64) -> Result<()> {
+        let num_rows =
+            usize::try_from(num_rows.div_ceil(self.shards.len().max(1) as u64)).unwrap_or(usize::MAX);
+        let mut num_slabs = 0usize;
+        let mut slab_bytes = 0;
+        for shard in &self.shards {
+            let lacking = shard.0.write().reserve(num_rows)?;
+            num_slabs = num_slabs.saturating_add(lacking.0);
+            slab_bytes = slab_bytes.max(lacking.1);
+        }
+        self.arena.reserve(num_slabs, slab_bytes)
+    }
+
+    /// Adds or overwrites rows.
+    pub(crate) fn insert(&self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
+        self.check(keys, rows)?;
+        self.write(keys, |partition, key, position| partition.insert(key, row(rows, position)?))
+    }
+
+    /// Overwrites the rows of keys that are present.
+    pub(crate) fn update(&self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
+        self.check(keys, rows)?;
+        self.write(keys, |partition, key, position| partition.update(key, row(rows, position)?))
+    }
+
+    /// Removes keys.
+    pub(crate) fn erase(&self, keys: &[Key]) -> Result<()> {
+        self.write(keys, |partition, key, _| {
+            partition.erase(key);
+            Ok(())
+        })
+    }
+
+    /// Adds rows that are still current and whose keys are absent. Returns how many.
+    pub(crate) fn promote(&self, promotion: Promotion<'_>) -> Result<u64> {
+        let Promotion { keys, rows, clock, snapshot } = promotion;
+        self.check(keys, rows)?;
+        let mut added = 0;
+        self.write(keys, |partition, key, position| {
+            // Under the lock that updates and erasures of the key take: see hps_core::update_clock.
+            if clock.is_current(key, snapshot) {
+                added += u64::from(partition.insert_if_absent(key, row(rows, position)?)?);
+            }
+            Ok(())
+        })?;
+        Ok(added)
+    }
+
+    fn check(&self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
+        check_row_bytes(self.row_bytes, rows.row_bytes())?;
+        if keys.len() == rows.len() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{} keys were given, but {} rows", keys.len(), rows.len()),
+        ))
+    }
+
+    /// Calls `write` for each key and its position, under the lock of the key's partition: partition by partition, in
+    /// the order of the keys within each.
+    fn write(
+        &self,
+        keys: &[Key],
+        mut write: impl FnMut(&mut Partition, Key, usize) -> Result<()>,
+    ) -> Result<()> {
+        let piece = KEYS_PER_LOCK.saturating_mul(self.shards.len()).clamp(KEYS_PER_LOCK, MAX_SORTED_KEYS);
+        let mut groups = Groups::new(self.partitioner, piece.min(keys.len()))?;
+        for (number, keys) in keys.chunks(piece).enumerate() {
+            groups.sort(keys)?;
+            let base = number * piece;
+            for (shard, positions) in groups.iter() {
+                let Some(Shard(lock)) = self.shards.get(shard) else { continue };
+                for positions in positions.chunks(KEYS_PER_LOCK) {
+                    write_run(&mut lock.write(), keys, positions, |partition, key, position| {
+                        write(partition, key, base + position)
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows held, and bytes taken for them.
+    pub(crate) fn usage(&self) -> TierUsage {
+        let mut usage =
+            TierUsage { rows: 0, bytes: (self.arena.num_bytes() + size_of_val(&*self.shards)) as u64 };
+        for Shard(lock) in &self.shards {
+            let partition = lock.read();
+            usage.rows += partition.len() as u64;
+            usage.bytes += partition.num_bytes() as u64;
+        }
+        usage
+    }
+
+    /// Rows held, by partition.
+    pub(crate) fn partition_rows(&self) -> Vec<u64> {
+        self.shards.iter().map(|Shard(lock)| lock.read().len() as u64).collect()
+    }
+
+    /// Shows every row once. Rows that come during the scan may be missed, rows that go may still be shown.
+    ///
+    /// No lock is held while `visit` runs, so keys can move meanwhile: a scan remembers the keys of a share of a
+    /// partition, then looks them up again. The share of a key depends on the key alone.
+    pub(crate) fn scan(&self, visit: &mut Visitor<'_>) -> Result<()> {
+        let mut keys = Vec::new();
+        let mut shown = Vec::new();
+        let mut rows = Vec::new();
+        for Shard(lock) in &self.shards {
+            let num_shares = (lock.read().len() / SCANNED_KEYS + 1) as u64;
+            for share in 0..num_shares {
+                keys.clear();
+                for key in lock.read().keys().filter(|&key| share_of(key, num_shares) == share) {
+                    push(&mut keys, key)?;
+                }
+                for keys in keys.chunks(SCANNED_ROWS) {
+                    copy_present(&lock.read(), keys, &mut shown, &mut rows)?;
+                    let rows = Rows::new(&rows, self.row_bytes)
+                        .ok_or_else(|| Error::new(ErrorKind::Internal, "scanned rows are not whole"))?;
+                    if !shown.is_empty() && visit(&shown, rows)? == ControlFlow::Break(()) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keys whose bucket is asked for ahead of a write.
+const WRITE_AHEAD: usize = 8;
+
+fn write_run(
+    partition: &mut Partition,
+    keys: &[Key],
+    positions: &[u32],
+    mut write: impl FnMut(&mut Partition, Key, usize) -> Result<()>,
+) -> Result<()> {
+    let key_at = |position: u32| keys.get(position as usize).copied();
+    let mut ahead = positions.iter().filter_map(|&position| key_at(position));
+    for key in ahead.by_ref().take(WRITE_AHEAD) {
+        partition.approach(hps_core::key::mix(key));
+    }
+    for &position in positions {
+        if let Some(key) = ahead.next() {
+            partition.approach(hps_core::key::mix(key));
+        }
+        if let Some(key) = key_at(position) {
+            write(partition, key, position as usize)?;
+        }
+    }
+    Ok(())
+}
+
+/// The share of a partition's keys, of `num_shares` about equal ones, that a key belongs to.
+fn share_of(key: Key, num_shares: u64) -> u64 {
+    // Not the lower bits: they are alike within a partition.
+    ((u128::from(hps_core::key::mix(key)) * u128::from(num_shares)) >> 64) as u64
+}
+
+fn push(keys: &mut Vec<Key>, key: Key) -> Result<()> {
+    keys.try_reserve(1).map_err(out_of_memory)?;
+    keys.push(key);
+    Ok(())
+}
+
+fn copy_present(partition: &Partition, keys: &[Key], shown: &mut Vec<Key>, rows: &mut Vec<u8>) -> Result<()> {
+    shown.clear();
+    rows.clear();
+    for &key in keys {
+        if let Some(row) = partition.peek(key) {
+            push(shown, key)?;
+            rows.try_reserve(row.len()).map_err(out_of_memory)?;
+            rows.extend_from_slice(row);
+        }
+    }
+    Ok(())
+}
+
+fn row(rows: Rows<'_>, position: usize) -> Result<&[u8]> {
+    rows.get(position).ok_or_else(|| Error::new(ErrorKind::Internal, "a key of a write has no row"))
+}
+
+/// Refuses rows of another size than the table's.
+pub(crate) fn check_row_bytes(expected: usize, given: usize) -> Result<()> {
+    if expected == given {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("the table has rows of {expected} bytes, but rows of {given} bytes were given"),
+    ))
+}

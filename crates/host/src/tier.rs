@@ -1,0 +1,223 @@
+//! The tier itself: a table for each name, and loads that replace one whole.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::{ArcSwap, Guard};
+use hps_core::memory::BlockAllocator;
+use hps_core::tier::{
+    CacheTier, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
+};
+use hps_core::{Batch, Error, ErrorKind, Key, Result, Rows, RowsMut, TableId};
+use parking_lot::Mutex;
+
+use crate::settings::{HostSettings, Limit};
+use crate::slab::MIN_ROW_BYTES;
+use crate::table::Table;
+
+/// Tables in host memory of this process.
+///
+/// As a cache tier it holds part of what is below. As the truth it holds tables whole, from the commit of their load to
+/// the end of the process; a limit in its settings then drops rows for good.
+///
+/// A write that runs while a load is committed counts as done before the commit: its row goes with the old table.
+#[derive(Debug)]
+pub struct HostTier {
+    entries: Vec<Entry>,
+    num_partitions: usize,
+    limit: Option<Limit>,
+    allocator: Arc<dyn BlockAllocator>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    spec: TableSpec,
+    table: ArcSwap<Table>,
+    /// Of the load that made the table whole. Locked while a commit switches tables.
+    record: Mutex<Option<String>>,
+    is_loading: AtomicBool,
+}
+
+impl HostTier {
+    /// Opens the tier with empty tables. They take next to no memory until rows come; rows lie in blocks of `allocator`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if a setting is out of range or a table has rows of less than 4 bytes; `OutOfMemory`.
+    pub fn open(
+        settings: HostSettings,
+        tables: &[TableSpec],
+        allocator: Arc<dyn BlockAllocator>,
+    ) -> Result<Self> {
+        let limit = settings.limit()?;
+        let mut tier =
+            Self { entries: Vec::new(), num_partitions: settings.num_partitions, limit, allocator };
+        for spec in tables {
+            if spec.row_bytes < MIN_ROW_BYTES {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!(
+                        "host memory holds rows of at least {MIN_ROW_BYTES} bytes, not {}",
+                        spec.row_bytes
+                    ),
+                )
+                .at("table", &spec.name));
+            }
+            tier.entries.push(Entry {
+                spec: spec.clone(),
+                table: ArcSwap::from_pointee(tier.new_table(spec)?),
+                record: Mutex::new(None),
+                is_loading: AtomicBool::new(false),
+            });
+        }
+        Ok(tier)
+    }
+
+    /// Rows held of a table, by partition.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the table is unknown.
+    pub fn partition_rows(&self, table: TableId) -> Result<Vec<u64>> {
+        Ok(self.entry(table)?.table.load().partition_rows())
+    }
+
+    fn new_table(&self, spec: &TableSpec) -> Result<Table> {
+        Table::new(spec.row_bytes, self.num_partitions, self.limit, &self.allocator)
+    }
+
+    fn entry(&self, table: TableId) -> Result<&Entry> {
+        self.entries.get(table.index()).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidArgument, format!("host memory has no table number {}", table.0))
+        })
+    }
+
+    /// Runs `action` on a table; errors name it.
+    fn with<T>(&self, table: TableId, action: impl FnOnce(&Guard<Arc<Table>>) -> Result<T>) -> Result<T> {
+        let entry = self.entry(table)?;
+        action(&entry.table.load()).map_err(|error| error.at("table", &entry.spec.name))
+    }
+}
+
+impl Tier for HostTier {
+    fn kind(&self) -> TierKind {
+        TierKind::Host
+    }
+
+    fn lookup(
+        &self,
+        table: TableId,
+        batch: Batch<'_>,
+        rows: &mut RowsMut<'_>,
+        misses: &mut Vec<u32>,
+    ) -> Result<()> {
+        self.with(table, |table| table.lookup(batch, rows, misses))
+    }
+
+    fn insert(&self, table: TableId, keys: &[Key], rows: Rows<'_>) -> Result<()> {
+        self.with(table, |table| table.insert(keys, rows))
+    }
+
+    fn erase(&self, table: TableId, keys: &[Key]) -> Result<()> {
+        self.with(table, |table| table.erase(keys))
+    }
+
+    /// Exact: rows are counted, and bytes are what was taken from the system for index, rows and bookkeeping.
+    fn usage(&self, table: TableId) -> Result<TierUsage> {
+        self.with(table, |table| Ok(table.usage()))
+    }
+}
+
+impl CacheTier for HostTier {
+    fn update(&self, table: TableId, keys: &[Key], rows: Rows<'_>) -> Result<()> {
+        self.with(table, |table| table.update(keys, rows))
+    }
+
+    fn promote(&self, table: TableId, promotion: Promotion<'_>) -> Result<u64> {
+        self.with(table, |table| table.promote(promotion))
+    }
+
+    fn reserve(&self, table: TableId, num_rows: u64) -> Result<()> {
+        self.with(table, |table| table.reserve(num_rows))
+    }
+}
+
+impl TruthTier for HostTier {
+    fn held(&self, table: TableId) -> Result<Held> {
+        Ok(self.entry(table)?.record.lock().clone().map_or(Held::Nothing, Held::Table))
+    }
+
+    /// `Unsupported` if no load of the table was committed: there is nothing whole to describe.
+    fn set_record(&self, table: TableId, record: &str) -> Result<()> {
+        let entry = self.entry(table)?;
+        match entry.record.lock().as_mut() {
+            Some(held) => {
+                record.clone_into(held);
+                Ok(())
+            }
+            None => Err(Error::new(ErrorKind::Unsupported, "host memory holds no whole table to describe")
+                .at("table", &entry.spec.name)),
+        }
+    }
+
+    /// `Unsupported` while another load of the table is under way.
+    fn begin_load(&self, table: TableId, expected_rows: u64) -> Result<Box<dyn TableLoad + '_>> {
+        let entry = self.entry(table)?;
+        if entry.is_loading.swap(true, Ordering::AcqRel) {
+            return Err(Error::new(ErrorKind::Unsupported, "the table is being loaded already")
+                .at("table", &entry.spec.name));
+        }
+        let turn = LoadTurn(entry);
+        let table = self.new_table(&entry.spec)?;
+        table.reserve(expected_rows).map_err(|error| error.at("table", &entry.spec.name))?;
+        Ok(Box::new(HostLoad { turn, table }))
+    }
+
+    fn scan(&self, table: TableId, visit: &mut Visitor<'_>) -> Result<()> {
+        // Not `with`: a visitor may take long, and its errors are its own.
+        self.entry(table)?.table.load_full().scan(visit)
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+}
+
+/// The right to load a table, given back when dropped.
+struct LoadTurn<'t>(&'t Entry);
+
+impl Drop for LoadTurn<'_> {
+    fn drop(&mut self) {
+        self.0.is_loading.store(false, Ordering::Release);
+    }
+}
+
+/// A table that nobody sees yet.
+struct HostLoad<'t> {
+    turn: LoadTurn<'t>,
+    table: Table,
+}
+
+impl HostLoad<'_> {
+    fn name(&self, error: Error) -> Error {
+        error.at("table", &self.turn.0.spec.name)
+    }
+}
+
+impl TableLoad for HostLoad<'_> {
+    fn put(&mut self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
+        self.table.insert(keys, rows).map_err(|error| self.name(error))
+    }
+
+    fn lookup(&self, batch: Batch<'_>, rows: &mut RowsMut<'_>, misses: &mut Vec<u32>) -> Result<()> {
+        self.table.lookup(batch, rows, misses).map_err(|error| self.name(error))
+    }
+
+    /// Counts the keys that are held: under a limit, evicted ones are not among them.
+    fn commit(self: Box<Self>, record: &str) -> Result<u64> {
+        let Self { turn, table } = *self;
+        let rows = table.usage().rows;
+        let mut held = turn.0.record.lock();
+        turn.0.table.store(Arc::new(table));
+        *held = Some(record.to_owned());
+        Ok(rows)
+    }
+}

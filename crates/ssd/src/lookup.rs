@@ -1,0 +1,197 @@
+//! Batched point reads.
+
+use hps_core::batch::Batch;
+use hps_core::key::KeyWidth;
+use hps_core::row::RowsMut;
+use hps_core::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+use rocksdb::ReadOptions;
+
+use crate::database::{ColumnFamily, Database};
+use crate::entry::{fits, key_bytes, key_of, order_of, wrong_row};
+use crate::options::lookup_options;
+use crate::table::Table;
+
+/// The most distinct keys of one multi-get, whatever `max_batch_size` says. Every row found keeps its block in memory
+/// until it is copied: 4,096 blocks of 4 KiB are 16 MiB. RocksDB reads 32 keys at a time, so that larger batches gain
+/// nothing.
+const MAX_KEYS_PER_READ: usize = 4096;
+
+/// A position of the batch and where its key sorts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    order: u64,
+    position: u32,
+}
+
+/// Memory of one lookup, used again by the next.
+#[derive(Debug, Default)]
+struct Scratch {
+    entries: Vec<Entry>,
+    /// Stored keys of one read, one after another.
+    keys: Vec<u8>,
+}
+
+/// What lookups of a tier need besides the table.
+pub(crate) struct Reader {
+    options: ReadOptions,
+    keys_per_read: usize,
+    /// As many as lookups have run at once.
+    idle: Mutex<Vec<Scratch>>,
+}
+
+impl Reader {
+    pub(crate) fn new(max_batch_size: usize) -> Self {
+        Self {
+            options: lookup_options(),
+            keys_per_read: max_batch_size.clamp(1, MAX_KEYS_PER_READ),
+            idle: Mutex::default(),
+        }
+    }
+
+    /// [`Tier::lookup`](hps_core::tier::Tier::lookup) in one column family of a table.
+    pub(crate) fn lookup(
+        &self,
+        database: &Database,
+        table: &Table,
+        column_family: &ColumnFamily<'_>,
+        batch: Batch<'_>,
+        rows: &mut RowsMut<'_>,
+        misses: &mut Vec<u32>,
+    ) -> Result<()> {
+        let mut scratch = self.idle.lock().pop().unwrap_or_default();
+        let read = Read { reader: self, database, table, column_family };
+        let result = read.run(&mut scratch, batch, rows, misses);
+        self.idle.lock().push(scratch);
+        result
+    }
+}
+
+/// Refuses rows of another size than the table's.
+pub(crate) fn check_row_bytes(table: &Table, row_bytes: usize) -> Result<()> {
+    let spec = table.spec();
+    if row_bytes == spec.row_bytes {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidArgument, "rows have another size than those of the table")
+        .at("table", &spec.name)
+        .at("found bytes", row_bytes)
+        .at("expected bytes", spec.row_bytes))
+}
+
+/// One lookup.
+struct Read<'r, 'd> {
+    reader: &'r Reader,
+    database: &'d Database,
+    table: &'r Table,
+    column_family: &'r ColumnFamily<'d>,
+}
+
+impl Read<'_, '_> {
+    fn run(
+        &self,
+        scratch: &mut Scratch,
+        batch: Batch<'_>,
+        rows: &mut RowsMut<'_>,
+        misses: &mut Vec<u32>,
+    ) -> Result<()> {
+        check_row_bytes(self.table, rows.row_bytes())?;
+        let width = self.table.spec().key_width;
+        let already_missed = misses.len();
+        let Scratch { entries, keys } = scratch;
+        entries.clear();
+        for (position, key) in batch.iter() {
+            if fits(key, width) {
+                entries.push(Entry { order: order_of(key, width), position });
+            } else {
+                misses.push(position); // no such key can have been stored
+            }
+        }
+        // Neighbours on disk are read together, and repeats of a key stand side by side.
+        entries.sort_unstable();
+
+        let mut remaining = entries.as_slice();
+        while !remaining.is_empty() {
+            let num_entries = gather_distinct(remaining, self.reader.keys_per_read, width, keys);
+            let (chunk, rest) = remaining.split_at_checked(num_entries).unwrap_or((remaining, &[]));
+            self.read_chunk(chunk, keys, rows, misses)?;
+            remaining = rest;
+        }
+        if let Some(missed) = misses.get_mut(already_missed..) {
+            missed.sort_unstable();
+        }
+        Ok(())
+    }
+
+    /// Reads the keys of `chunk`, whose distinct stored forms are `keys`.
+    fn read_chunk(
+        &self,
+        chunk: &[Entry],
+        keys: &[u8],
+        rows: &mut RowsMut<'_>,
+        misses: &mut Vec<u32>,
+    ) -> Result<()> {
+        let spec = self.table.spec();
+        let stored_keys = keys.chunks_exact(key_bytes(spec.key_width));
+        let found = self.database.db().batched_multi_get_cf_opt(
+            self.column_family,
+            stored_keys,
+            true,
+            &self.reader.options,
+        );
+        for (same_key, row) in chunk.chunk_by(|a, b| a.order == b.order).zip(found) {
+            let Some(row) = self.table.read_ok(self.database, row)? else {
+                misses.extend(same_key.iter().map(|entry| entry.position));
+                continue;
+            };
+            for entry in same_key {
+                if row.len() != spec.row_bytes {
+                    let key = key_of(entry.order, spec.key_width);
+                    return Err(
+                        wrong_row(spec, key, row.len()).at("database", self.database.path().display())
+                    );
+                }
+                if !rows.write(entry.position as usize, &row) {
+                    return Err(Error::new(ErrorKind::InvalidArgument, "there are fewer rows than keys")
+                        .at("table", &spec.name)
+                        .at("rows", rows.len())
+                        .at("position", entry.position));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts the stored forms of the first `max_keys` distinct keys of `entries` into `keys`. Returns how many entries have
+/// these keys.
+fn gather_distinct(entries: &[Entry], max_keys: usize, width: KeyWidth, keys: &mut Vec<u8>) -> usize {
+    keys.clear();
+    let mut num_entries = 0;
+    for same_key in entries.chunk_by(|a, b| a.order == b.order).take(max_keys) {
+        if let Some(entry) = same_key.first() {
+            match width {
+                KeyWidth::Bits64 => keys.extend_from_slice(&entry.order.to_be_bytes()),
+                KeyWidth::Bits32 => keys.extend_from_slice(&(entry.order as u32).to_be_bytes()),
+            }
+        }
+        num_entries += same_key.len();
+    }
+    num_entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_takes_each_key_once_with_all_its_positions() {
+        let entry = |order, position| Entry { order, position };
+        let entries = [entry(1, 4), entry(1, 9), entry(2, 0), entry(3, 1), entry(3, 2)];
+        let mut keys = vec![9];
+        assert_eq!(gather_distinct(&entries, 2, KeyWidth::Bits64, &mut keys), 3);
+        assert_eq!(keys, [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]);
+        assert_eq!(gather_distinct(&entries[3..], 2, KeyWidth::Bits32, &mut keys), 2);
+        assert_eq!(keys, [0, 0, 0, 3]);
+    }
+}

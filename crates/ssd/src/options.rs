@@ -1,0 +1,135 @@
+//! RocksDB's options: all that differ from its defaults, each with its reason.
+
+use rocksdb::{
+    BlockBasedOptions, Cache, CompactOptions, DBCompressionType, LogLevel, Options, ReadOptions, WriteOptions,
+};
+
+use crate::settings::SsdSettings;
+
+/// Memtables of all tables together; when they reach it, the largest is flushed. It bounds memory whatever the number
+/// of tables, and is four full memtables of the default 64 MiB, so that a load fills one while others are flushed.
+const MEMTABLE_BYTES: usize = 256 << 20;
+
+/// The write-ahead log is cut when it reaches this; what a start has to replay is bounded by it.
+const MAX_WAL_BYTES: u64 = 256 << 20;
+
+/// Readers of a database that another process writes must keep every file open: a file that the writer deletes stays
+/// readable only so.
+const ALL_FILES_OPEN: i32 = -1;
+
+/// Open files otherwise: below the usual limit of 1,024 per process, and with files of 256 MiB enough for 128 GiB.
+const MAX_OPEN_FILES: i32 = 512;
+
+/// Options of a database, its block cache, and the options of its column families.
+pub(crate) struct OpenOptions {
+    /// For the database.
+    pub(crate) database: Options,
+    /// For our tables.
+    pub(crate) table: Options,
+    /// For column families that this process was not asked to serve.
+    pub(crate) foreign: Options,
+}
+
+/// Everything that a database is opened with.
+pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
+    let num_threads = i32::try_from(settings.num_threads.clamp(1, 1024)).unwrap_or(1024);
+
+    let mut database = Options::default();
+    // A new store begins with an empty directory; a read-only one never creates anything (database.rs).
+    database.create_if_missing(!settings.read_only);
+    // For `__hps_tables` in a database that the predecessor wrote.
+    database.create_missing_column_families(!settings.read_only);
+    // Flushes and compactions run beside each other; the final compaction of a load is split over the same threads.
+    database.increase_parallelism(num_threads);
+    database.set_max_subcompactions(num_threads.unsigned_abs());
+    database.set_max_open_files(if settings.read_only { ALL_FILES_OPEN } else { MAX_OPEN_FILES });
+    database.set_db_write_buffer_size(MEMTABLE_BYTES);
+    database.set_max_total_wal_size(MAX_WAL_BYTES);
+    // Old files are deleted by a background thread, not by the lookup that was the last to use them.
+    database.set_avoid_unnecessary_blocking_io(true);
+    // RocksDB's own log: warnings only, at most five files of 1 MiB, and no periodic statistics in it.
+    database.set_log_level(LogLevel::Warn);
+    database.set_keep_log_file_num(5);
+    database.set_max_log_file_size(1 << 20);
+    database.set_stats_dump_period_sec(0);
+    database.set_stats_persist_period_sec(0);
+
+    // Lock-free, unlike the default LRU cache, and with shards of at least 32 MiB: the filter of a 256 MiB file is
+    // 4 MiB and would never stay in the LRU cache's small shards.
+    let cache = Cache::new_hyper_clock_cache(settings.block_cache_bytes, 0);
+    let mut table = Options::default();
+    table.set_block_based_table_factory(&block_options(&cache));
+    // Rows of floats hardly compress, and a lookup would have to unpack a block for each row.
+    table.set_compression_type(DBCompressionType::None);
+    // Fewer, larger files than the default 64 MiB: see MAX_OPEN_FILES. The first level then holds four of them.
+    table.set_target_file_size_base(256 << 20);
+    table.set_max_bytes_for_level_base(1 << 30);
+    // A whole-key bloom filter on 2 % of the memtable, as the predecessor has: most keys of a batch are not in it.
+    table.set_memtable_prefix_bloom_ratio(0.02);
+    table.set_memtable_whole_key_filtering(true);
+
+    let mut foreign = table.clone();
+    // Left as they are: not even rewritten in the background.
+    foreign.set_disable_auto_compactions(true);
+
+    OpenOptions { database, table, foreign }
+}
+
+fn block_options(cache: &Cache) -> BlockBasedOptions {
+    // The block size stays at 4 KiB, one page of the disk: a row is mostly smaller, a lookup needs one row of a block,
+    // and larger blocks read and cache more that nobody asked for.
+    let mut options = BlockBasedOptions::default();
+    options.set_block_cache(cache);
+    // 10 bits per key, one filter for a file: 1 % of absent keys cost a read.
+    options.set_bloom_filter(10.0, false);
+    // Indexes and filters count towards the cache, so that memory is bounded by its size however large the tables
+    // are; they go last, and those of the newest files, which every lookup asks, never.
+    options.set_cache_index_and_filter_blocks(true);
+    options.set_cache_index_and_filter_blocks_with_high_priority(true);
+    options.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    options
+}
+
+/// For lookups: checksums are verified (the default); blocks stay in the cache.
+pub(crate) fn lookup_options() -> ReadOptions {
+    ReadOptions::default()
+}
+
+/// For reading a table from end to end: large sequential reads, and nothing that lookups want is pushed out of the
+/// cache.
+pub(crate) fn scan_options() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_readahead_size(2 << 20);
+    options.fill_cache(false);
+    options
+}
+
+/// Makes a finished load one sorted run at the lowest level.
+pub(crate) fn compact_options() -> CompactOptions {
+    let mut options = CompactOptions::default();
+    // Other tables keep being compacted meanwhile.
+    options.set_exclusive_manual_compaction(false);
+    options
+}
+
+/// When a write is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// When the write returns.
+    Synced,
+    /// With the next synced write.
+    Logged,
+    /// With the next flush of its column family.
+    Unlogged,
+}
+
+/// Options of one write.
+pub(crate) fn write_options(durability: Durability) -> WriteOptions {
+    let mut options = WriteOptions::default();
+    match durability {
+        Durability::Synced => options.set_sync(true),
+        Durability::Logged => {}
+        Durability::Unlogged => options.disable_wal(true),
+    }
+    options
+}

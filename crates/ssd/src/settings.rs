@@ -1,0 +1,38 @@
+//! What can be set.
+
+use std::path::PathBuf;
+
+/// Size of the block cache unless another is given: enough for the filters of about 200 million rows, so that an
+/// absent key costs no read and a present one costs a single read.
+const DEFAULT_BLOCK_CACHE_BYTES: usize = 256 << 20;
+
+/// How to open an [`SsdTier`](crate::SsdTier).
+///
+/// The first tier of a process that opens a database decides `num_threads` and `block_cache_bytes` for all that share
+/// it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SsdSettings {
+    /// Directory of the database; created if it does not exist.
+    pub path: PathBuf,
+    /// Background threads of RocksDB, for flushes and compactions.
+    pub num_threads: usize,
+    /// Only read. Works while another process writes; the tier sees what was held when it opened.
+    pub read_only: bool,
+    /// The most keys that are handed to RocksDB at a time.
+    pub max_batch_size: usize,
+    /// Memory for blocks, indexes and filters of all tables together.
+    pub block_cache_bytes: usize,
+}
+
+impl SsdSettings {
+    /// The predecessor's defaults for a database at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            num_threads: 16,
+            read_only: false,
+            max_batch_size: 65_536,
+            block_cache_bytes: DEFAULT_BLOCK_CACHE_BYTES,
+        }
+    }
+}

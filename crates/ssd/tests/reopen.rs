@@ -1,0 +1,74 @@
+//! A second start rewrites nothing.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+use common::{TABLE, child, load, one_table, open, role};
+use hps_core::key::Key;
+use hps_core::testing::{lookup, row_of};
+use hps_core::tier::{Held, Tier, TruthTier};
+
+const NUM_KEYS: u64 = 300_000;
+
+/// What this process has written so far, through any file.
+fn written_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/io").unwrap();
+    text.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok()).unwrap()
+}
+
+/// The process that opens the database a second time.
+#[test]
+fn second_start() {
+    let Some((_, path)) = role() else { return };
+    let before = written_bytes();
+    let start = std::time::Instant::now();
+    let tier = open(&path, &one_table());
+    assert_eq!(tier.held(TABLE).unwrap(), Held::Table("source".into()));
+    let keys: Vec<Key> = (0..NUM_KEYS).step_by(1_000).collect();
+    for (&key, row) in keys.iter().zip(lookup(&tier, TABLE, 64, &keys)) {
+        assert_eq!(row, Some(row_of(key, 1, 64)));
+    }
+    assert_eq!(tier.usage(TABLE).unwrap().rows, NUM_KEYS);
+    drop(tier);
+    println!("took {:?}", start.elapsed());
+    println!("written={}", written_bytes() - before);
+}
+
+/// The files that hold rows, with their sizes.
+fn row_files(path: &Path) -> BTreeMap<String, u64> {
+    let files = std::fs::read_dir(path).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len())
+    });
+    files.filter(|(name, _)| name.ends_with(".sst")).collect()
+}
+
+#[test]
+fn a_loaded_table_is_not_written_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = written_bytes();
+    {
+        let tier = open(directory.path(), &one_table());
+        load(&tier, &(0..NUM_KEYS).collect::<Vec<_>>(), 1, 64, "source");
+    }
+    let load_bytes = written_bytes() - before;
+    assert!(load_bytes > NUM_KEYS * 72, "the measure works");
+    // The first start after the load may tidy up the record's column family; rows are never touched.
+    let files = row_files(directory.path());
+    for _ in 0..3 {
+        let (mut child, mut output) = child("second_start", "open", directory.path());
+        let mut text = String::new();
+        output.read_to_string(&mut text).unwrap();
+        assert!(child.wait().unwrap().success(), "{text}");
+        let written: u64 =
+            text.lines().find_map(|line| line.strip_prefix("written=")?.parse().ok()).expect("it says");
+        assert!(written < 256 << 10, "{written} bytes written by a start, {load_bytes} by the load");
+        let now = row_files(directory.path());
+        assert!(
+            files.iter().filter(|(_, bytes)| **bytes > 64 << 10).all(|file| now.get(file.0) == Some(file.1))
+        );
+    }
+}
