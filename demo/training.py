@@ -4,23 +4,23 @@ import copy
 import time
 
 import torch
-from recommender import Recommender, untrained
-from terminal import Progress
 from torch import Tensor, nn
 
 from dataset import Dataset, Ratings
+from recommender import Recommender, untrained
+from terminal import Progress
 
-EPOCHS = 20
-BATCH = 512
+EPOCHS = 15
+BATCH = 1024
 #: Epochs without a better validation result after which training ends.
-PATIENCE = 3
+PATIENCE = 2
 
 
 def train(data: Dataset) -> Recommender:
     """Returns the model of the epoch with the best validation result."""
     ratings = data.training
     model = untrained(data.rows, data.num_dense, float(ratings.rating.mean()))
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, weight_decay=2e-5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=2e-5)
     generator = torch.Generator().manual_seed(1)
     steps = -(-len(ratings) // BATCH)
     progress = Progress(EPOCHS * steps)
@@ -34,9 +34,8 @@ def train(data: Dataset) -> Recommender:
             optimizer.zero_grad()
             nn.functional.mse_loss(model(*batch.inputs()), batch.rating).backward()
             optimizer.step()
-            progress.show(
-                (epoch - 1) * steps + step, f"epoch {epoch}, validation RMSE {best_error:.4f}"
-            )
+            reached = f", validation RMSE {best_error:.4f}" if best_epoch else ""
+            progress.show((epoch - 1) * steps + step, f"epoch {epoch}{reached}")
         error = rmse(predict(model, data.validation), data.validation.rating)
         if error < best_error:
             best, best_error, best_epoch = copy.deepcopy(model.state_dict()), error, epoch

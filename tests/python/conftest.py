@@ -17,6 +17,9 @@ import torch
 import hps_torch
 from oracle import Oracle
 
+# The tensors are small: more threads would only wait for each other.
+torch.set_num_threads(1)
+
 #: The three arrangements of tiers that every promise about rows must hold in.
 TIERS = ("host", "host and ssd", "ssd")
 

@@ -38,6 +38,7 @@ mod model;
 mod nearest;
 mod paths;
 mod persistent;
+mod positions;
 mod problem;
 mod reader;
 mod report;

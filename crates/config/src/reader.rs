@@ -115,7 +115,7 @@ impl<'a> Section<'a> {
         let unclaimed = present.filter(|name| !self.known.borrow().contains(name));
         let help = nearest(key, unclaimed).map(|name| {
             let line = self.report.position(self.place_of(name).offset).line;
-            format!("did you mean it by {} in line {line}?", json::quoted(name))
+            format!("did you mean {} in line {line} to be it?", json::quoted(name))
         });
         self.report.problem_with_help(
             &self.place_of(key),
@@ -287,7 +287,7 @@ fn as_usize(node: &Node, range: &RangeInclusive<u64>) -> Option<usize> {
     as_integer(node, range).and_then(|integer| usize::try_from(integer).ok())
 }
 
-#[allow(clippy::as_conversions, reason = "an integer is a number too; beyond 2^53 it is rounded")]
+/// An integer is a number too; beyond 2^53 it is rounded.
 fn as_number(node: &Node, range: &impl RangeBounds<f64>) -> Option<f64> {
     let number = match node.value {
         Value::Number(Number::Unsigned(integer)) => integer as f64,
@@ -298,7 +298,7 @@ fn as_number(node: &Node, range: &impl RangeBounds<f64>) -> Option<f64> {
     range.contains(&number).then_some(number)
 }
 
-#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "rounding to 32 bits is meant")]
+/// A number rounded to 32 bits.
 fn as_element(node: &Node) -> Option<f32> {
     as_number(node, &..).map(|number| number as f32).filter(|element| element.is_finite())
 }

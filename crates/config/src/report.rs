@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::path::Path;
 
 use crate::json::{self, Node, Value};
+use crate::positions::Positions;
 use crate::problem::{ConfigError, Position, Problem, Warning};
 
 /// So many problems, and so many warnings, are described; the rest are counted. A text made to be hostile must
@@ -39,6 +40,7 @@ impl Place {
 pub(crate) struct Report<'t> {
     file: &'t Path,
     text: &'t str,
+    positions: Positions<'t>,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Warning>>,
     omitted_problems: Cell<usize>,
@@ -50,6 +52,7 @@ impl<'t> Report<'t> {
         Self {
             file,
             text,
+            positions: Positions::new(text),
             problems: RefCell::default(),
             warnings: RefCell::default(),
             omitted_problems: Cell::new(0),
@@ -59,12 +62,7 @@ impl<'t> Report<'t> {
 
     /// Line and column of a byte offset.
     pub(crate) fn position(&self, offset: usize) -> Position {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Position {
-            line: 1 + before.bytes().filter(|b| *b == b'\n').count(),
-            column: 1 + before.get(line_start..).unwrap_or_default().chars().count(),
-        }
+        self.positions.of(offset)
     }
 
     pub(crate) fn problem(&self, place: &Place, found: impl Into<String>, expected: impl Into<String>) {

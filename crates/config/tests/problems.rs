@@ -166,7 +166,12 @@ fn a_misspelt_required_key_is_named() {
     let sandbox = Sandbox::new();
     let config = set(without(base(), "models[0].sparse_files"), "models[0].sparse_file", json!(["t0"]));
     let error = refuse(&sandbox, &config);
-    assert_one(&error, "models[0].sparse_files", "nothing", "did you mean it by \"sparse_file\" in line 1?");
+    assert_one(
+        &error,
+        "models[0].sparse_files",
+        "nothing",
+        "did you mean \"sparse_file\" in line 1 to be it?",
+    );
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn the_documented_sample_needs_what_is_not_here() {
             "update_source.type: kafka_message_queue, which is not available in this build",
             "models[0].sparse_files[0]: \"/wdl_infer/model/wdl/1/wdl0_sparse.model\", which does not exist",
             "models[0].sparse_files[1]: \"/wdl_infer/model/wdl/1/wdl1_sparse.model\", which does not exist",
-            "models[0].use_static_table: the key in line 73 again, first in line 68 (column 7)",
+            "models[0].use_static_table: the key in line 71 again, first in line 66 (column 7)",
         ]
     );
 }

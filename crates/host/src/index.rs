@@ -17,16 +17,19 @@ mod displace;
 use hps_core::key::mix;
 use hps_core::{Error, ErrorKind, Key, Result};
 
+use crate::array::Array;
 use crate::prefetch::prefetch;
 use crate::random::Random;
-use crate::slab::{NO_SLOT, out_of_memory};
+use crate::slab::NO_SLOT;
 
 const WAYS: usize = 5;
 
 /// Fullness at which the index grows. Beyond, searches for an empty entry become long; 0.9895 is the theoretical end.
 const MAX_LOAD: f64 = 0.98;
 /// Fullness of an index whose size is known beforehand: leaves room for partitions that get more keys than others.
-const EXPECTED_LOAD: f64 = 0.955;
+const EXPECTED_LOAD: f64 = 0.95;
+/// The same where memory is tight.
+const TIGHT_EXPECTED_LOAD: f64 = 0.965;
 /// If keys refuse to spread below this fullness, the hash is to blame.
 const SUSPICIOUS_LOAD: f64 = 0.9;
 /// A small index grows by at least this many buckets, or doubles.
@@ -34,7 +37,7 @@ const MIN_GROWTH: usize = 16;
 /// Each attempt either succeeds or is a stroke of very bad luck.
 const MAX_ATTEMPTS: usize = 16;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 struct Bucket {
     keys: [Key; WAYS],
@@ -119,16 +122,13 @@ pub(crate) enum Glance {
 /// The buckets and the hash that chooses among them.
 #[derive(Debug)]
 struct Buckets {
-    buckets: Vec<Bucket>,
+    buckets: Array<Bucket>,
     seeds: Seeds,
 }
 
 impl Buckets {
     fn new(num_buckets: usize, seeds: Seeds) -> Result<Self> {
-        let mut buckets = Vec::new();
-        buckets.try_reserve_exact(num_buckets).map_err(out_of_memory)?;
-        buckets.resize(num_buckets, EMPTY_BUCKET);
-        Ok(Self { buckets, seeds })
+        Ok(Self { buckets: Array::filled(num_buckets, EMPTY_BUCKET)?, seeds })
     }
 
     fn capacity(&self) -> usize {
@@ -203,15 +203,17 @@ impl Buckets {
 pub(crate) struct Index {
     table: Buckets,
     len: usize,
+    expected_load: f64,
     /// By how much a large index grows, in 1/1024 of its size: memory per row against work per insertion.
     growth: usize,
 }
 
 impl Index {
     /// An empty index. `is_tight`: spend time rather than memory when it grows.
-    pub(crate) fn new(is_tight: bool) -> Self {
-        let table = Buckets { buckets: Vec::new(), seeds: Seeds::new() };
-        Self { table, len: 0, growth: if is_tight { 22 } else { 80 } }
+    pub(crate) fn new(is_tight: bool) -> Result<Self> {
+        let table = Buckets::new(0, Seeds::new())?;
+        let (expected_load, growth) = if is_tight { (TIGHT_EXPECTED_LOAD, 22) } else { (EXPECTED_LOAD, 80) };
+        Ok(Self { table, len: 0, expected_load, growth })
     }
 
     /// Number of keys.
@@ -221,7 +223,7 @@ impl Index {
 
     /// Bytes taken.
     pub(crate) fn num_bytes(&self) -> usize {
-        self.table.buckets.capacity() * size_of::<Bucket>()
+        self.table.buckets.num_bytes()
     }
 
     /// Hashes a key, given as `mix(key)`.
@@ -317,7 +319,7 @@ impl Index {
         if num_keys <= rows_at(self.table.capacity(), MAX_LOAD) {
             return Ok(());
         }
-        self.rebuild((num_keys as f64 / EXPECTED_LOAD / WAYS as f64).ceil() as usize)
+        self.rebuild((num_keys as f64 / self.expected_load / WAYS as f64).ceil() as usize)
     }
 
     fn grow(&mut self) -> Result<()> {

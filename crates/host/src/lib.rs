@@ -22,6 +22,7 @@
 //! The crate knows no GPU and no disk, and starts no thread. Memory of erased rows is reused by the table, and given
 //! back to the system when the table is dropped.
 
+mod array;
 mod group;
 mod index;
 mod lookup;

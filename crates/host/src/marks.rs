@@ -1,18 +1,17 @@
-//! slot -> how often or how recently its row was used: what `LeastUsed` and `Oldest` decide by. 2 bytes per slot, and
-//! none without a limit.
+//! How often or how recently each row was used: what `LeastUsed` and `Oldest` decide by. 2 bytes beside each row in its
+//! slab, and none without a limit.
 //!
 //! Readers mark rows while other readers do: marks are atomics. Two readers that mark one row at the same instant may
 //! count as one.
 
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use hps_core::Result;
-
-use crate::prefetch::prefetch;
 use crate::random::{Random, Sample};
 use crate::settings::{EvictionPolicy, Limit};
-use crate::slab::{out_of_memory, reserve_slowly};
+use crate::slab::Slabs;
 
+/// What a lookup adds to a count: more than 1, or halving would make rows equal that are used a little.
+const USE: u16 = 16;
 /// `Oldest` tells apart accesses of the last 16 margins: 65,536 stamps of margin / 4,096 accesses each.
 const STAMPS_PER_MARGIN: usize = 4096;
 /// An age that rows are held at: they stay the oldest however often the stamps wrap around.
@@ -22,7 +21,7 @@ const CLAMP_INTERVAL: u64 = 1 << 14;
 
 #[derive(Debug)]
 enum Kind {
-    /// Number of lookups, halved with time.
+    /// Number of lookups (times `USE`), halved with time.
     LeastUsed {
         /// What a new row begins with: above rows that just escaped eviction, or it would be the next to go.
         newcomer: u16,
@@ -41,11 +40,10 @@ enum Kind {
     },
 }
 
-/// Marks of one partition's slots.
+/// What the marks of one partition's slots mean, and how they are kept.
 #[derive(Debug)]
 pub(crate) struct Marks {
     kind: Kind,
-    marks: Vec<AtomicU16>,
 }
 
 /// Chooses victims: all below a score, and a fair sample of those who have it.
@@ -60,46 +58,18 @@ impl Marks {
     pub(crate) fn new(limit: &Limit) -> Option<Self> {
         let kind = match limit.policy {
             EvictionPolicy::Random => return None,
-            EvictionPolicy::LeastUsed => Kind::LeastUsed { newcomer: 1, evicted: 0, margin: limit.margin },
+            EvictionPolicy::LeastUsed => Kind::LeastUsed { newcomer: USE, evicted: 0, margin: limit.margin },
             EvictionPolicy::Oldest => Kind::Oldest {
                 clock: AtomicU64::new(0),
                 shift: (limit.margin / STAMPS_PER_MARGIN).checked_ilog2().unwrap_or(0),
                 clamped_at: AtomicU64::new(0),
             },
         };
-        Some(Self { kind, marks: Vec::new() })
-    }
-
-    /// Bytes taken.
-    pub(crate) fn num_bytes(&self) -> usize {
-        self.marks.capacity() * size_of::<AtomicU16>()
-    }
-
-    /// Makes sure that there is a mark for each of `num_slots` slots.
-    pub(crate) fn cover(&mut self, num_slots: usize) -> Result<()> {
-        let lacking = num_slots.saturating_sub(self.marks.len());
-        if lacking > 0 {
-            reserve_slowly(&mut self.marks, lacking)?;
-            self.marks.resize_with(num_slots, AtomicU16::default);
-        }
-        Ok(())
-    }
-
-    /// Takes the memory for `num_slots` slots at once.
-    pub(crate) fn reserve(&mut self, num_slots: usize) -> Result<()> {
-        self.marks.try_reserve_exact(num_slots.saturating_sub(self.marks.len())).map_err(out_of_memory)
-    }
-
-    /// Brings a slot's mark near.
-    #[inline(always)]
-    pub(crate) fn prefetch(&self, slot: u32) {
-        if let Some(mark) = self.marks.get(slot as usize) {
-            prefetch(mark);
-        }
+        Some(Self { kind })
     }
 
     /// Lets time pass for `num_accesses` and returns the stamp to give to the rows accessed.
-    pub(crate) fn tick(&self, num_accesses: usize) -> u16 {
+    pub(crate) fn tick(&self, slabs: &Slabs, num_accesses: usize) -> u16 {
         let Kind::Oldest { clock, shift, clamped_at } = &self.kind else { return 0 };
         let stamp = clock.fetch_add(num_accesses as u64, Relaxed).wrapping_add(num_accesses as u64) >> shift;
         let last = clamped_at.load(Relaxed);
@@ -107,55 +77,42 @@ impl Marks {
         if stamp.wrapping_sub(last) >= CLAMP_INTERVAL
             && clamped_at.compare_exchange(last, stamp, Relaxed, Relaxed).is_ok()
         {
-            self.hold_ages_back(stamp as u16, stamp.wrapping_sub(last));
+            hold_ages_back(slabs, stamp as u16, stamp.wrapping_sub(last));
         }
         stamp as u16
     }
 
-    /// Sets marks that are older than `MAX_AGE` to that age. `elapsed` is how much older than at the last pass, when
-    /// no age was above `MAX_AGE`, a row can be: if stamps wrapped around meanwhile, all are as old as can be told.
-    fn hold_ages_back(&self, now: u16, elapsed: u64) {
-        let is_lost = elapsed >= u64::from(u16::MAX - MAX_AGE);
-        for mark in &self.marks {
-            let stamp = mark.load(Relaxed);
-            if is_lost || now.wrapping_sub(stamp) > MAX_AGE {
-                // A reader that has refreshed the mark meanwhile wins.
-                let _ = mark.compare_exchange(stamp, now.wrapping_sub(MAX_AGE), Relaxed, Relaxed);
-            }
-        }
-    }
-
     /// Notes a lookup of a row. `stamp` comes from [`Self::tick`].
     #[inline(always)]
-    pub(crate) fn looked_up(&self, slot: u32, stamp: u16) {
-        let Some(mark) = self.marks.get(slot as usize) else { return };
+    pub(crate) fn looked_up(&self, slabs: &Slabs, slot: u32, stamp: u16) {
+        let Some(mark) = slabs.mark(slot) else { return };
         match self.kind {
-            Kind::LeastUsed { .. } => mark.store(mark.load(Relaxed).saturating_add(1), Relaxed),
+            Kind::LeastUsed { .. } => mark.store(mark.load(Relaxed).saturating_add(USE), Relaxed),
             Kind::Oldest { .. } => mark.store(stamp, Relaxed),
         }
     }
 
     /// Notes that a row was overwritten: for `Oldest` an access, for `LeastUsed` nothing, as nobody asked for the row.
-    pub(crate) fn overwritten(&self, slot: u32) {
-        if let (Kind::Oldest { .. }, Some(mark)) = (&self.kind, self.marks.get(slot as usize)) {
-            mark.store(self.tick(1), Relaxed);
+    pub(crate) fn overwritten(&self, slabs: &Slabs, slot: u32) {
+        if let (Kind::Oldest { .. }, Some(mark)) = (&self.kind, slabs.mark(slot)) {
+            mark.store(self.tick(slabs, 1), Relaxed);
         }
     }
 
     /// Notes that a slot has a new row.
-    pub(crate) fn added(&self, slot: u32) {
-        let Some(mark) = self.marks.get(slot as usize) else { return };
+    pub(crate) fn added(&self, slabs: &Slabs, slot: u32) {
+        let Some(mark) = slabs.mark(slot) else { return };
         let value = match self.kind {
             Kind::LeastUsed { newcomer, .. } => newcomer,
-            Kind::Oldest { .. } => self.tick(1),
+            Kind::Oldest { .. } => self.tick(slabs, 1),
         };
         mark.store(value, Relaxed);
     }
 
     /// Rows of the lowest score go first.
     #[inline]
-    fn score(&self, slot: u32) -> u16 {
-        let mark = self.marks.get(slot as usize).map_or(0, |mark| mark.load(Relaxed));
+    fn score(&self, slabs: &Slabs, slot: u32) -> u16 {
+        let mark = slabs.mark(slot).map_or(0, |mark| mark.load(Relaxed));
         match &self.kind {
             Kind::LeastUsed { .. } => mark,
             Kind::Oldest { clock, shift, .. } => {
@@ -168,11 +125,13 @@ impl Marks {
     /// Decides which `num_victims` of the rows in `slots` go, in two passes that count scores.
     pub(crate) fn judge<I: Iterator<Item = u32>>(
         &self,
+        slabs: &Slabs,
         slots: impl Fn() -> I,
         num_victims: usize,
     ) -> Verdict {
-        let (high, below, _) = rank(slots().map(|slot| (self.score(slot) >> 8) as u8), num_victims);
-        let of_rank = slots().map(|slot| self.score(slot)).filter(|score| (score >> 8) as u8 == high);
+        let scores = || slots().map(|slot| self.score(slabs, slot));
+        let (high, below, _) = rank(scores().map(|score| (score >> 8) as u8), num_victims);
+        let of_rank = scores().filter(|score| (score >> 8) as u8 == high);
         let wanted = num_victims.saturating_sub(below);
         let (low, below, ties) = rank(of_rank.map(|score| score as u8), wanted);
         Verdict {
@@ -182,23 +141,41 @@ impl Marks {
     }
 
     /// True if the row in `slot` goes. To be asked once for each slot that was judged, exactly.
-    pub(crate) fn condemns(&self, slot: u32, verdict: &mut Verdict, random: &mut Random) -> bool {
-        let score = self.score(slot);
+    pub(crate) fn condemns(
+        &self,
+        slabs: &Slabs,
+        slot: u32,
+        verdict: &mut Verdict,
+        random: &mut Random,
+    ) -> bool {
+        let score = self.score(slabs, slot);
         score < verdict.threshold || (score == verdict.threshold && verdict.ties.takes(random))
     }
 
     /// Notes that a verdict was carried out.
-    pub(crate) fn evicted(&mut self, num_victims: usize, verdict: &Verdict) {
+    pub(crate) fn evicted(&mut self, slabs: &Slabs, num_victims: usize, verdict: &Verdict) {
         let Kind::LeastUsed { newcomer, evicted, margin } = &mut self.kind else { return };
         *evicted += num_victims;
-        *newcomer = verdict.threshold.saturating_add(2);
+        *newcomer = verdict.threshold.saturating_add(USE + 1);
         // Fame fades when an eighth of the partition has been replaced, not at every eviction: they may be tiny.
         if *evicted > *margin / 8 {
             *evicted = 0;
-            *newcomer = verdict.threshold / 2 + 2;
-            for mark in &mut self.marks {
-                *mark.get_mut() /= 2;
-            }
+            *newcomer = verdict.threshold / 2 + USE + 1;
+            // Under the partition's write lock: nobody counts meanwhile.
+            slabs.marks().for_each(|mark| mark.store(mark.load(Relaxed) / 2, Relaxed));
+        }
+    }
+}
+
+/// Sets marks that are older than `MAX_AGE` to that age. `elapsed` is how much older than at the last pass, when no age
+/// was above `MAX_AGE`, a row can be: if stamps wrapped around meanwhile, all are as old as can be told.
+fn hold_ages_back(slabs: &Slabs, now: u16, elapsed: u64) {
+    let is_lost = elapsed >= u64::from(u16::MAX - MAX_AGE);
+    for mark in slabs.marks() {
+        let stamp = mark.load(Relaxed);
+        if is_lost || now.wrapping_sub(stamp) > MAX_AGE {
+            // A reader that has refreshed the mark meanwhile wins.
+            let _ = mark.compare_exchange(stamp, now.wrapping_sub(MAX_AGE), Relaxed, Relaxed);
         }
     }
 }
@@ -223,21 +200,52 @@ fn rank(values: impl Iterator<Item = u8>, wanted: usize) -> (u8, usize, usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::ops::Range;
+    use std::sync::Arc;
 
-    fn marks(policy: EvictionPolicy, margin: usize) -> Marks {
-        let mut marks = Marks::new(&Limit { margin, kept: margin / 2, policy }).unwrap();
-        marks.cover(margin).unwrap();
-        marks
+    use hps_core::memory::MmapAllocator;
+
+    use super::*;
+    use crate::slab::Arena;
+
+    struct Marked {
+        marks: Marks,
+        slabs: Slabs,
     }
 
-    fn victims(marks: &mut Marks, num_slots: u32, num_victims: usize) -> Vec<u32> {
-        let mut random = Random::from_system();
-        let mut verdict = marks.judge(|| 0..num_slots, num_victims);
-        let victims =
-            (0..num_slots).filter(|&slot| marks.condemns(slot, &mut verdict, &mut random)).collect();
-        marks.evicted(num_victims, &verdict);
-        victims
+    fn marked(policy: EvictionPolicy, margin: usize) -> Marked {
+        let arena = Arc::new(Arena::new(Arc::new(MmapAllocator)));
+        let mut slabs = Slabs::new(4, true, arena);
+        for _ in 0..margin {
+            slabs.reserve_one().unwrap();
+            slabs.take().unwrap();
+        }
+        Marked { marks: Marks::new(&Limit { margin, kept: margin / 2, policy }).unwrap(), slabs }
+    }
+
+    impl Marked {
+        fn add(&self, slots: Range<u32>) {
+            slots.for_each(|slot| self.marks.added(&self.slabs, slot));
+        }
+
+        fn look_up(&self, slots: Range<u32>) {
+            let stamp = self.marks.tick(&self.slabs, slots.len());
+            slots.for_each(|slot| self.marks.looked_up(&self.slabs, slot, stamp));
+        }
+
+        fn score(&self, slot: u32) -> u16 {
+            self.marks.score(&self.slabs, slot)
+        }
+
+        fn victims(&mut self, num_slots: u32, num_victims: usize) -> Vec<u32> {
+            let Self { marks, slabs } = self;
+            let mut random = Random::from_system();
+            let mut verdict = marks.judge(slabs, || 0..num_slots, num_victims);
+            let condemned = |&slot: &u32| marks.condemns(slabs, slot, &mut verdict, &mut random);
+            let victims = (0..num_slots).filter(condemned).collect();
+            marks.evicted(slabs, num_victims, &verdict);
+            victims
+        }
     }
 
     #[test]
@@ -255,62 +263,61 @@ mod tests {
 
     #[test]
     fn least_used_goes_first_and_old_fame_fades() {
-        let mut marks = marks(EvictionPolicy::LeastUsed, 300);
-        (0..300).for_each(|slot| marks.added(slot));
+        let mut marked = marked(EvictionPolicy::LeastUsed, 300);
+        marked.add(0..300);
         for slot in 0..300 {
-            (0..slot * 2).for_each(|_| marks.looked_up(slot, 0));
+            (0..slot * 2).for_each(|_| marked.look_up(slot..slot + 1));
         }
-        assert_eq!(victims(&mut marks, 300, 100), (0..100).collect::<Vec<_>>());
+        assert_eq!(marked.victims(300, 100), (0..100).collect::<Vec<_>>());
         // The slots get new rows: those do not go first. The last victim had 199 uses, now halved.
-        (0..100).for_each(|slot| marks.added(slot));
-        assert_eq!(victims(&mut marks, 300, 1), [100]);
+        marked.add(0..100);
+        assert_eq!(marked.victims(300, 1), [100]);
         // Who was famous once and is not asked for any more goes in the end.
         for _ in 0..20 {
-            (0..299).for_each(|slot| marks.looked_up(slot, 0));
-            let gone = victims(&mut marks, 299, 60);
-            gone.into_iter().for_each(|slot| marks.added(slot));
+            marked.look_up(0..299);
+            let gone = marked.victims(299, 60);
+            gone.into_iter().for_each(|slot| marked.add(slot..slot + 1));
         }
-        assert!(marks.score(299) < marks.score(0));
+        assert!(marked.score(299) < marked.score(0));
     }
 
     #[test]
     fn counts_saturate() {
-        let mut marks = marks(EvictionPolicy::LeastUsed, 10);
-        (0..10).for_each(|slot| marks.added(slot));
+        let mut marked = marked(EvictionPolicy::LeastUsed, 10);
+        marked.add(0..10);
         for slot in 0..10 {
-            (0..70_000).for_each(|_| marks.looked_up(slot, 0));
+            (0..70_000).for_each(|_| marked.look_up(slot..slot + 1));
         }
-        assert_eq!(victims(&mut marks, 10, 5).len(), 5);
-        marks.added(3);
-        assert!(marks.score(3) > 30_000);
+        assert_eq!(marked.victims(10, 5).len(), 5);
+        marked.add(3..4);
+        assert!(marked.score(3) > 30_000);
     }
 
     #[test]
     fn oldest_goes_first_in_the_order_of_access() {
-        let mut marks = marks(EvictionPolicy::Oldest, 1_000);
-        (0..1_000).for_each(|slot| marks.added(slot));
-        (0..300).for_each(|slot| marks.overwritten(slot));
-        let stamp = marks.tick(200);
-        (300..500).for_each(|slot| marks.looked_up(slot, stamp));
-        assert_eq!(victims(&mut marks, 1_000, 500), (500..1_000).collect::<Vec<_>>());
+        let mut marked = marked(EvictionPolicy::Oldest, 1_000);
+        marked.add(0..1_000);
+        (0..300).for_each(|slot| marked.marks.overwritten(&marked.slabs, slot));
+        marked.look_up(300..500);
+        assert_eq!(marked.victims(1_000, 500), (500..1_000).collect::<Vec<_>>());
     }
 
     #[test]
     fn wrapping_stamps_never_make_an_old_row_look_new() {
         for margin in [100usize, 50_000] {
-            let mut marks = marks(EvictionPolicy::Oldest, margin);
+            let mut marked = marked(EvictionPolicy::Oldest, margin);
             let half = margin as u32 / 2;
-            (0..margin as u32).for_each(|slot| marks.added(slot));
+            marked.add(0..margin as u32);
             // Accesses to the upper half only, over many times the span of the stamps, in steps of all sizes.
             for step in (0..2_000).map(|i| 1 + (i * 7_919) % (2 * margin.max(20_000))) {
-                let stamp = marks.tick(step);
-                (half..margin as u32).for_each(|slot| marks.looked_up(slot, stamp));
+                marked.marks.tick(&marked.slabs, step);
+                marked.look_up(half..margin as u32);
                 if step % 10 == 0 {
-                    let highest_old = (0..half).map(|slot| marks.score(slot)).max();
-                    assert!(highest_old < marks.score(half).into());
+                    let highest_old = (0..half).map(|slot| marked.score(slot)).max();
+                    assert!(highest_old < marked.score(half).into());
                 }
             }
-            let gone = victims(&mut marks, margin as u32, half as usize);
+            let gone = marked.victims(margin as u32, half as usize);
             assert!(gone.iter().all(|&slot| slot < half));
         }
     }
@@ -319,9 +326,9 @@ mod tests {
     fn ties_are_broken_fairly() {
         let mut counts = [0; 10];
         for _ in 0..2_000 {
-            let mut marks = marks(EvictionPolicy::LeastUsed, 10);
-            (0..10).for_each(|slot| marks.added(slot));
-            victims(&mut marks, 10, 3).into_iter().for_each(|slot| counts[slot as usize] += 1);
+            let mut marked = marked(EvictionPolicy::LeastUsed, 10);
+            marked.add(0..10);
+            marked.victims(10, 3).into_iter().for_each(|slot| counts[slot as usize] += 1);
         }
         // 600 each is expected; 5 standard deviations are 103.
         assert!(counts.iter().all(|count| (497..=703).contains(count)), "{counts:?}");

@@ -7,7 +7,7 @@ use hps_core::{Error, ErrorKind, Key, Result};
 
 use crate::index::{Glance, Hash, Index};
 use crate::marks::Marks;
-use crate::prefetch::prefetch_bytes;
+use crate::prefetch::{prefetch, prefetch_bytes};
 use crate::random::{Random, Sample};
 use crate::settings::Limit;
 use crate::slab::{Arena, Slabs};
@@ -26,16 +26,16 @@ pub(crate) struct Partition {
 }
 
 impl Partition {
-    pub(crate) fn new(row_bytes: usize, limit: Option<Limit>, arena: Arc<Arena>) -> Self {
+    pub(crate) fn new(row_bytes: usize, limit: Option<Limit>, arena: Arc<Arena>) -> Result<Self> {
         let marks = limit.as_ref().and_then(Marks::new);
-        Self {
+        Ok(Self {
             // Marks take two of the bytes that a row may cost, so the index gets fewer.
-            index: Index::new(marks.is_some()),
-            slabs: Slabs::new(row_bytes, arena),
+            index: Index::new(marks.is_some())?,
+            slabs: Slabs::new(row_bytes, marks.is_some(), arena),
             marks,
             limit,
             random: Random::from_system(),
-        }
+        })
     }
 
     /// Number of rows.
@@ -45,7 +45,7 @@ impl Partition {
 
     /// Bytes taken beside the arena's.
     pub(crate) fn num_bytes(&self) -> usize {
-        self.index.num_bytes() + self.slabs.num_bytes() + self.marks.as_ref().map_or(0, Marks::num_bytes)
+        self.index.num_bytes() + self.slabs.num_bytes()
     }
 
     /// Prepares for `num_rows` rows, or for the margin if that is less. Returns the slabs to be reserved for them, as
@@ -54,16 +54,12 @@ impl Partition {
         let num_rows = self.limit.map_or(num_rows, |limit| num_rows.min(limit.margin));
         self.index.reserve(num_rows)?;
         self.slabs.reserve(num_rows)?;
-        let (num_slabs, slab_bytes) = self.slabs.lacking(num_rows)?;
-        if let Some(marks) = &mut self.marks {
-            marks.reserve(self.slabs.slots_with(num_slabs))?;
-        }
-        Ok((num_slabs, slab_bytes))
+        self.slabs.lacking(num_rows)
     }
 
     /// Lets time pass for the policy; see [`Marks::tick`].
     pub(crate) fn tick(&self, num_accesses: usize) -> u16 {
-        self.marks.as_ref().map_or(0, |marks| marks.tick(num_accesses))
+        self.marks.as_ref().map_or(0, |marks| marks.tick(&self.slabs, num_accesses))
     }
 
     // ---- reading: the steps of a lookup, so that a caller can do others meanwhile ----
@@ -100,7 +96,7 @@ impl Partition {
     #[inline(always)]
     pub(crate) fn read(&self, slot: u32, stamp: u16) -> Result<&[u8]> {
         if let Some(marks) = &self.marks {
-            marks.looked_up(slot, stamp);
+            marks.looked_up(&self.slabs, slot, stamp);
         }
         self.slabs.row(slot).ok_or_else(lost_slot)
     }
@@ -110,8 +106,8 @@ impl Partition {
         if let Some(row) = self.slabs.row(slot) {
             prefetch_bytes(row, PREFETCHED_LINES);
         }
-        if let Some(marks) = &self.marks {
-            marks.prefetch(slot);
+        if let Some(mark) = self.slabs.mark(slot) {
+            prefetch(mark);
         }
     }
 
@@ -163,7 +159,7 @@ impl Partition {
 
     fn overwrite(&mut self, slot: u32, row: &[u8]) -> Result<()> {
         if let Some(marks) = &self.marks {
-            marks.overwritten(slot);
+            marks.overwritten(&self.slabs, slot);
         }
         write_row(&mut self.slabs, slot, row)
     }
@@ -176,14 +172,11 @@ impl Partition {
             self.evict_down_to(&limit);
         }
         self.slabs.reserve_one()?;
-        if let Some(marks) = &mut self.marks {
-            marks.cover(self.slabs.num_slots())?;
-        }
         let slot = self.slabs.next().ok_or_else(lost_slot)?;
         self.index.insert_new(key, slot)?;
         self.slabs.take();
         if let Some(marks) = &self.marks {
-            marks.added(slot);
+            marks.added(&self.slabs, slot);
         }
         write_row(&mut self.slabs, slot, row)
     }
@@ -198,9 +191,9 @@ impl Partition {
             index.remove_if(|slot| release_if(sample.takes(random), slabs, slot));
             return;
         };
-        let mut verdict = marks.judge(|| index.iter().map(|(_, slot)| slot), num_victims);
-        index.remove_if(|slot| release_if(marks.condemns(slot, &mut verdict, random), slabs, slot));
-        marks.evicted(num_victims, &verdict);
+        let mut verdict = marks.judge(slabs, || index.iter().map(|(_, slot)| slot), num_victims);
+        index.remove_if(|slot| release_if(marks.condemns(slabs, slot, &mut verdict, random), slabs, slot));
+        marks.evicted(slabs, num_victims, &verdict);
     }
 }
 

@@ -3,14 +3,17 @@
 //! ```text
 //! Arena (one per table)     blocks from the allocator, cut into slabs
 //! Slabs (one per partition) slot = slab << shift | offset      row at slab's address + offset * row_bytes
-//!                           never used: fresh..capacity        free: chained through the first 4 bytes of the rows
+//!                           never used: fresh..num_slots       free: chained through the first 4 bytes of the rows
+//! slab                      | row 0 | row 1 | ... | last row | mark 0 | mark 1 | ... |
 //! ```
+//! A mark is 2 bytes beside each row for the eviction policy, if it wants them.
 //!
 //! Rows are packed without padding and slabs begin at multiples of 64 bytes, so that rows are aligned to 16 bytes
-//! where their size is a multiple of 16. This module and `prefetch` are the only ones with unsafe code.
+//! where their size is a multiple of 16. Only this module, `array` and `prefetch` have unsafe code.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 
 use hps_core::memory::{Block, BlockAllocator};
 use hps_core::{Error, ErrorKind, Result};
@@ -127,6 +130,7 @@ unsafe impl Sync for SlabAddress {}
 #[derive(Debug)]
 pub(crate) struct Slabs {
     row_bytes: usize,
+    has_marks: bool,
     shift: u32,
     slabs: Vec<SlabAddress>,
     /// The lowest slot that was never used.
@@ -138,8 +142,9 @@ pub(crate) struct Slabs {
 
 impl Slabs {
     /// No rows yet. `row_bytes` is at least [`MIN_ROW_BYTES`].
-    pub(crate) fn new(row_bytes: usize, arena: Arc<Arena>) -> Self {
-        let mut slabs = Self { row_bytes, shift: 0, slabs: Vec::new(), fresh: 0, free: NO_SLOT, arena };
+    pub(crate) fn new(row_bytes: usize, has_marks: bool, arena: Arc<Arena>) -> Self {
+        let mut slabs =
+            Self { row_bytes, has_marks, shift: 0, slabs: Vec::new(), fresh: 0, free: NO_SLOT, arena };
         slabs.expect_rows(0);
         slabs
     }
@@ -152,7 +157,9 @@ impl Slabs {
         let slab_bytes = (num_rows.saturating_mul(self.row_bytes) / SLABS_PER_PARTITION)
             .clamp(SLAB_BYTES, MAX_SLAB_BYTES)
             .max(self.row_bytes.saturating_mul(MIN_ROWS_PER_SLAB));
-        self.shift = slab_bytes.checked_div(self.row_bytes).and_then(usize::checked_ilog2).unwrap_or(0);
+        // At least two rows: marks behind the rows begin at an even place then.
+        self.shift =
+            slab_bytes.checked_div(self.row_bytes).and_then(usize::checked_ilog2).unwrap_or(0).max(1);
     }
 
     fn rows_per_slab(&self) -> usize {
@@ -161,17 +168,14 @@ impl Slabs {
 
     /// Bytes of one slab in its arena; None if no memory could ever be that large.
     fn slab_bytes(&self) -> Option<usize> {
-        self.rows_per_slab().checked_mul(self.row_bytes)?.checked_next_multiple_of(ALIGNMENT)
+        let bytes_per_row =
+            self.row_bytes.checked_add(if self.has_marks { size_of::<AtomicU16>() } else { 0 })?;
+        self.rows_per_slab().checked_mul(bytes_per_row)?.checked_next_multiple_of(ALIGNMENT)
     }
 
     /// Slots that exist, used or not.
     pub(crate) fn num_slots(&self) -> usize {
         self.slabs.len() << self.shift
-    }
-
-    /// Slots that will exist when `additional` slabs have come.
-    pub(crate) fn slots_with(&self, additional: usize) -> usize {
-        self.slabs.len().saturating_add(additional).saturating_mul(self.rows_per_slab())
     }
 
     /// Bytes taken beside the arena's.
@@ -247,6 +251,24 @@ impl Slabs {
         Some(unsafe { slab.add(offset * self.row_bytes) })
     }
 
+    /// The mark of a slot; None if there is no such slot, or no marks.
+    #[inline(always)]
+    pub(crate) fn mark(&self, slot: u32) -> Option<&AtomicU16> {
+        let SlabAddress(slab) = *self.slabs.get((slot >> self.shift) as usize).filter(|_| self.has_marks)?;
+        let marks = self.rows_per_slab() * self.row_bytes;
+        let offset = slot as usize & (self.rows_per_slab() - 1);
+        // SAFETY: `slab_bytes` has room for a mark per row behind the rows, and `offset` is below `rows_per_slab`.
+        let address = unsafe { slab.add(marks + offset * size_of::<AtomicU16>()) };
+        // SAFETY: even, as slabs are aligned and have an even number of rows; zero-filled at first; outside of all rows and only used as this atomic;
+        // kept by the arena while this `Slabs` lives.
+        Some(unsafe { address.cast().as_ref() })
+    }
+
+    /// The marks of all slots, used or not.
+    pub(crate) fn marks(&self) -> impl Iterator<Item = &AtomicU16> {
+        (0..self.num_slots() as u32).filter_map(|slot| self.mark(slot))
+    }
+
     /// The row in a slot; None if there is no such slot.
     #[inline(always)]
     pub(crate) fn row(&self, slot: u32) -> Option<&[u8]> {
@@ -277,18 +299,20 @@ pub(crate) fn out_of_memory(why: std::collections::TryReserveError) -> Error {
     Error::new(ErrorKind::OutOfMemory, "no memory for a table in host memory").caused_by(why)
 }
 
-fn too_large() -> Error {
+pub(crate) fn too_large() -> Error {
     Error::new(ErrorKind::OutOfMemory, "a table in host memory would be larger than memory can be")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
     use hps_core::memory::MmapAllocator;
 
     use super::*;
 
     fn slabs(row_bytes: usize) -> Slabs {
-        Slabs::new(row_bytes, Arc::new(Arena::new(Arc::new(MmapAllocator))))
+        Slabs::new(row_bytes, true, Arc::new(Arena::new(Arc::new(MmapAllocator))))
     }
 
     fn take(slabs: &mut Slabs) -> u32 {
@@ -298,21 +322,25 @@ mod tests {
 
     #[test]
     fn rows_are_apart_and_keep_their_bytes() {
-        for row_bytes in [4, 12, 64, 516, 70_000] {
+        for row_bytes in [4, 5, 12, 64, 516, 70_000] {
             let mut slabs = slabs(row_bytes);
             let slots: Vec<u32> = (0..500).map(|_| take(&mut slabs)).collect();
             for &slot in &slots {
                 slabs.row_mut(slot).unwrap().fill(slot as u8 ^ (slot >> 8) as u8);
+                slabs.mark(slot).unwrap().store(slot as u16, Relaxed);
             }
             for &slot in &slots {
                 let row = slabs.row(slot).unwrap();
                 assert_eq!(row.len(), row_bytes);
+                assert_eq!(slabs.mark(slot).unwrap().load(Relaxed), slot as u16);
                 assert!(row.iter().all(|&byte| byte == slot as u8 ^ (slot >> 8) as u8));
                 if row_bytes % 16 == 0 {
                     assert_eq!(row.as_ptr() as usize % 16, 0);
                 }
             }
             assert!(slabs.row(NO_SLOT).is_none());
+            assert!(slabs.mark(NO_SLOT).is_none());
+            assert_eq!(slabs.marks().count(), slabs.num_slots());
         }
     }
 
@@ -332,7 +360,7 @@ mod tests {
     #[test]
     fn partitions_share_the_blocks_of_their_table() {
         let arena = Arc::new(Arena::new(Arc::new(MmapAllocator)));
-        let mut partitions: Vec<Slabs> = (0..4).map(|_| Slabs::new(64, Arc::clone(&arena))).collect();
+        let mut partitions: Vec<Slabs> = (0..4).map(|_| Slabs::new(64, false, Arc::clone(&arena))).collect();
         for round in 0..3_000u32 {
             for slabs in &mut partitions {
                 let slot = take(slabs);
@@ -358,6 +386,6 @@ mod tests {
         }
         assert_eq!(slabs.lacking(100_000).unwrap().0, 0);
         assert_eq!(slabs.arena.num_bytes(), taken);
-        assert!(taken < 100_000 * 128 * 65 / 64);
+        assert!(taken < 100_000 * 130 * 65 / 64);
     }
 }

@@ -47,10 +47,9 @@ impl Table {
         let arena = Arc::new(Arena::new(Arc::clone(allocator)));
         let mut shards = Vec::new();
         shards.try_reserve_exact(num_partitions).map_err(out_of_memory)?;
-        shards.extend(
-            (0..num_partitions)
-                .map(|_| Shard(RwLock::new(Partition::new(row_bytes, limit, Arc::clone(&arena))))),
-        );
+        for _ in 0..num_partitions {
+            shards.push(Shard(RwLock::new(Partition::new(row_bytes, limit, Arc::clone(&arena))?)));
+        }
         Ok(Self { row_bytes, partitioner: Partitioner::new(num_partitions), shards, arena })
     }
 

@@ -4,19 +4,18 @@ use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind as IoErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use hps_core::tier::TableSpec;
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use rocksdb::{
-    BoundColumnFamily, ColumnFamilyDescriptor, DBWithThreadMode, DEFAULT_COLUMN_FAMILY_NAME, MultiThreaded,
-    Options, WriteBatch,
+    BoundColumnFamily, ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options, WriteBatch,
 };
 
 use crate::error::{storage, table_storage};
 use crate::lock_holder::lock_holder;
 use crate::options::{Durability, open_options, write_options};
+use crate::reader::open_reader;
 use crate::record::{RECORDS, TableRecord, is_column_family_of};
 use crate::registry::{self, Registration};
 use crate::secondary::SecondaryDirectory;
@@ -32,16 +31,13 @@ pub(crate) type Db = DBWithThreadMode<MultiThreaded>;
 /// costs a shared lock and a search among few names: about 0.1 us, against several for the smallest lookup.
 pub(crate) type ColumnFamily<'d> = Arc<BoundColumnFamily<'d>>;
 
-/// How often a reader tries again when the writer changes files under its hands while it opens.
-const READER_ATTEMPTS: u32 = 10;
-
 /// A database that has just been opened.
 pub(crate) struct OpenDatabase {
-    db: Db,
-    path: PathBuf,
-    table_options: Options,
-    foreign: HashSet<String>,
-    secondary: Option<SecondaryDirectory>,
+    pub(crate) db: Db,
+    pub(crate) path: PathBuf,
+    pub(crate) table_options: Options,
+    pub(crate) foreign: HashSet<String>,
+    pub(crate) secondary: Option<SecondaryDirectory>,
 }
 
 /// One open database, and what this process knows of its tables.
@@ -240,7 +236,7 @@ fn cannot_use(path: &Path, cause: std::io::Error) -> Error {
 }
 
 /// The column families of the database at `path`. A directory without a database has none.
-fn column_families(path: &Path, options: &Options) -> Result<Vec<String>> {
+pub(crate) fn column_families(path: &Path, options: &Options) -> Result<Vec<String>> {
     if path.join("CURRENT").exists() {
         return Db::list_cf(options, path)
             .map_err(|error| storage("cannot list the column families of the database", path, error));
@@ -262,7 +258,7 @@ fn column_families(path: &Path, options: &Options) -> Result<Vec<String>> {
     Ok(Vec::new())
 }
 
-fn is_ours(name: &str, tables: &[TableSpec]) -> bool {
+pub(crate) fn is_ours(name: &str, tables: &[TableSpec]) -> bool {
     name == RECORDS || tables.iter().any(|table| is_column_family_of(name, &table.name))
 }
 
@@ -282,38 +278,7 @@ fn open_writer(path: &Path, settings: &SsdSettings, tables: &[TableSpec]) -> Res
     Ok(OpenDatabase { db, path: path.to_owned(), table_options: options.table, foreign, secondary: None })
 }
 
-fn open_reader(path: &Path, settings: &SsdSettings, tables: &[TableSpec]) -> Result<OpenDatabase> {
-    let options = open_options(settings);
-    let secondary = SecondaryDirectory::create()?;
-    let open = || -> Result<Db> {
-        // Only what is to be served: a reader keeps every file of what it opens open.
-        let descriptors = column_families(path, &options.database)?
-            .into_iter()
-            .filter(|name| is_ours(name, tables) || name == DEFAULT_COLUMN_FAMILY_NAME)
-            .map(|name| ColumnFamilyDescriptor::new(name, options.table.clone()));
-        Db::open_cf_descriptors_as_secondary(&options.database, path, secondary.path(), descriptors)
-            .map_err(|error| cannot_open(path, error))
-    };
-    let mut attempt = 1;
-    let db = loop {
-        match open() {
-            Ok(db) => break db,
-            // The writer may have dropped a column family or deleted a file since they were listed.
-            Err(_) if attempt < READER_ATTEMPTS => std::thread::sleep(Duration::from_millis(20) * attempt),
-            Err(error) => return Err(error),
-        }
-        attempt += 1;
-    };
-    Ok(OpenDatabase {
-        db,
-        path: path.to_owned(),
-        table_options: options.table,
-        foreign: HashSet::new(),
-        secondary: Some(secondary),
-    })
-}
-
-fn cannot_open(path: &Path, cause: rocksdb::Error) -> Error {
+pub(crate) fn cannot_open(path: &Path, cause: rocksdb::Error) -> Error {
     let text: &str = cause.as_ref();
     let is_locked = text.contains("While lock file") || text.contains("lock hold by current process");
     if is_locked {

@@ -20,7 +20,7 @@
 //! one, whole, and removes what is left of the other (table.rs).
 //!
 //! **One database, many users.** Tiers of one process that name one directory share its handle. Another process can
-//! only read, with `read_only`; it sees what was there when it opened (database.rs).
+//! only read, with `read_only`; it sees what was there when it opened (reader.rs).
 //!
 //! What this crate does not do: it holds no rows in memory beyond RocksDB's own caches, and it knows nothing of model
 //! files or of the tiers above.
@@ -33,6 +33,7 @@ mod load;
 mod lock_holder;
 mod lookup;
 mod options;
+mod reader;
 mod record;
 mod registry;
 mod secondary;

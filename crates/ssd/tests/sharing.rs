@@ -33,7 +33,7 @@ fn writer() {
 
 struct Writer {
     process: std::process::Child,
-    answers: Box<dyn Iterator<Item = String>>,
+    answers: Box<dyn Iterator<Item = String> + Send>,
 }
 
 impl Writer {

@@ -1,6 +1,12 @@
 //! A folder with model files, and configurations beside them.
 
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what fails a test may panic"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

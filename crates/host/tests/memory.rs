@@ -1,0 +1,108 @@
+//! Memory per row, as the tier reports it and as the system counts it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
+
+mod common;
+
+use common::{POLICIES, TABLE, limited, open, unlimited};
+use hps_core::key::mix;
+use hps_core::tier::{CacheTier, Tier};
+use hps_core::{Key, Rows};
+use hps_host::{HostSettings, HostTier};
+
+const NUM_ROWS: u64 = 1_000_000;
+/// Beyond the row, the 8-byte key included.
+const BUDGET: f64 = 16.0;
+
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4_096
+}
+
+fn add(tier: &HostTier, row_bytes: usize, begin: u64, end: u64, bytes: &[u8]) {
+    let mut keys = [0; 4_096];
+    for start in (begin..end).step_by(keys.len()) {
+        let num_keys = (end - start).min(keys.len() as u64) as usize;
+        keys.iter_mut().zip(start..).for_each(|(key, i)| *key = mix(i ^ 0x1234_5678));
+        let rows = Rows::new(&bytes[..num_keys * row_bytes], row_bytes).unwrap();
+        tier.insert(TABLE, &keys[..num_keys] as &[Key], rows).unwrap();
+    }
+}
+
+/// Fills a tier and returns the most bytes per row beyond the row that it took from a million rows on: reported, and
+/// resident.
+fn measure(settings: HostSettings, row_bytes: usize, is_reserved: bool) -> (f64, f64) {
+    let bytes = vec![7u8; 4_096 * row_bytes];
+    let before = resident_bytes();
+    let tier = open(settings, row_bytes);
+    if is_reserved {
+        tier.reserve(TABLE, NUM_ROWS).unwrap();
+    }
+    let beyond = |bytes: u64, rows: u64| bytes as f64 / rows as f64 - row_bytes as f64;
+    let mut worst = (0f64, 0f64);
+    let mut begin = 0;
+    // Reserved: at the size that was announced. Grown: at many sizes, as memory is taken in steps.
+    let end = if is_reserved { NUM_ROWS } else { NUM_ROWS * 11 / 10 };
+    for end in (NUM_ROWS..=end).step_by(5_000) {
+        add(&tier, row_bytes, begin, end, &bytes);
+        begin = end;
+        let usage = tier.usage(TABLE).unwrap();
+        assert_eq!(usage.rows, end);
+        worst.0 = worst.0.max(beyond(usage.bytes, end));
+        worst.1 = worst.1.max(beyond(resident_bytes().saturating_sub(before), end));
+    }
+    worst
+}
+
+/// In a process of its own, as the resident set counts the whole process: this very test, run again for one case.
+const CASE: &str = "HPS_HOST_MEMORY_CASE";
+
+fn cases() -> Vec<(HostSettings, usize, bool)> {
+    let mut cases = Vec::new();
+    for is_reserved in [true, false] {
+        for row_bytes in [4, 64, 132, 512] {
+            let roomy = NUM_ROWS / 2; // a margin that 16 partitions are far from
+            cases.push((unlimited(2), row_bytes, is_reserved));
+            cases.push((unlimited(16), row_bytes, is_reserved));
+            cases.extend(POLICIES.map(|policy| (limited(16, roomy, policy, 0.8), row_bytes, is_reserved)));
+        }
+    }
+    cases
+}
+
+#[test]
+fn a_row_takes_at_most_sixteen_bytes_more_than_its_own() {
+    if let Ok(case) = std::env::var(CASE) {
+        let (settings, row_bytes, is_reserved) = cases()[case.parse::<usize>().unwrap()];
+        let (reported, resident) = measure(settings, row_bytes, is_reserved);
+        println!(
+            "beyond a row of {row_bytes} bytes: {reported:.2} bytes reported, {resident:.2} resident \
+             (P {}, {:?}{}, {})",
+            settings.num_partitions,
+            settings.overflow_policy,
+            if settings.overflow_margin.is_some() { "" } else { ", no limit" },
+            if is_reserved { "reserved" } else { "grown" },
+        );
+        assert!(reported <= BUDGET, "reported");
+        assert!(resident <= BUDGET, "resident");
+        return;
+    }
+    for case in 0..cases().len() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_row_takes_at_most_sixteen_bytes_more_than_its_own", "--nocapture"])
+            .env(CASE, case.to_string())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text.lines().find(|line| line.starts_with("beyond")).unwrap_or("no figures");
+        println!("{line}");
+        assert!(output.status.success(), "case {case}: {line}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn a_small_table_takes_little() {
+    let tier = open(unlimited(16), 64);
+    assert!(tier.usage(TABLE).unwrap().bytes < 10_000, "{}", tier.usage(TABLE).unwrap().bytes);
+    add(&tier, 64, 0, 10, &vec![0; 4_096 * 64]);
+    assert!(tier.usage(TABLE).unwrap().bytes < 300_000, "{}", tier.usage(TABLE).unwrap().bytes);
+}
