@@ -116,6 +116,9 @@ inline std::string dtype_name(const Tensor& tensor) {
     case ScalarType::Float: return "torch.float32";
     case ScalarType::Double: return "torch.float64";
     case ScalarType::Bool: return "torch.bool";
+    case ScalarType::ComplexHalf: return "torch.complex32";
+    case ScalarType::ComplexFloat: return "torch.complex64";
+    case ScalarType::ComplexDouble: return "torch.complex128";
     default: return std::string("torch's ") + torch::headeronly::toString(type);
   }
 }

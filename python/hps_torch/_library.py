@@ -53,9 +53,6 @@ def load() -> None:
             reason = error.__cause__ or error
             raise ImportError(_failure(torch_version, str(reason))) from error
         _loaded_path = path
-    serving = _serving_path()
-    if serving is not None:
-        _loaded_path = serving
     # Headers before torch 2.13 ignore a failed registration: look at what is there.
     for name, expected in SCHEMAS.items():
         found = _schema(name)
@@ -67,6 +64,8 @@ def load() -> None:
                     f"  {expected}\nAnother version of {FILE_NAME} is loaded in this process.",
                 )
             )
+    # Of several copies, the first that was loaded has the stores.
+    _loaded_path = _serving_path() or _loaded_path
 
 
 def c_library() -> ctypes.CDLL:

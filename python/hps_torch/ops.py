@@ -62,4 +62,5 @@ def _lookup_fake(
 
 
 for _name in NAMES:
-    torch.library.register_fake(_name, _lookup_fake)
+    # Override: the module may be loaded again, by importlib.reload or a notebook.
+    torch.library.register_fake(_name, _lookup_fake, allow_override=True)

@@ -65,6 +65,7 @@ void errors(const std::string& library) {
   REQUIRE(look("m", 0, 0, 64) == HPS_ERROR_INVALID_ARGUMENT);
   REQUIRE(look("m", 0, kDim, 32) == HPS_ERROR_INVALID_ARGUMENT && says(api, "supportlonglong"));
   REQUIRE(look("m", 0, kDim, 16) == HPS_ERROR_INVALID_ARGUMENT);
+  REQUIRE(look("m", 0, kDim, -64) == HPS_ERROR_INVALID_ARGUMENT);
   REQUIRE(look("m", 0, kDim, 64) == HPS_OK);
   REQUIRE(api.close(config.c_str()) == HPS_OK);
   REQUIRE(api.close(config.c_str()) == HPS_ERROR_NOT_FOUND);
@@ -78,6 +79,7 @@ void null_arguments(const std::string& library) {
   const int64_t key = 0;
   float rows[kDim];
 
+  REQUIRE(api.open(config.c_str()) == HPS_OK);
   REQUIRE(api.open(nullptr) == HPS_ERROR_INVALID_ARGUMENT && says(api, "ps_config_file"));
   REQUIRE(api.close(nullptr) == HPS_ERROR_INVALID_ARGUMENT);
   REQUIRE(api.stats(nullptr, &text) == HPS_ERROR_INVALID_ARGUMENT);

@@ -32,34 +32,43 @@ def lookup():
 """
 
 
-@pytest.mark.parametrize("operation", ["lookup()", "hps_torch.open(path)", "hps_torch.stats(path)"])
-def test_a_child_gets_an_error_that_says_what_to_do(
-    make_store: StoreMaker, tiers: str, run_python, operation: str
-):
+def test_a_child_gets_an_error_that_says_what_to_do(make_store: StoreMaker, tiers: str, run_python):
     store = make_store(tiers=tiers)
     done = run_python(
-        f"{FORK}\nlookup()\nprint(in_child(lambda: {operation}))\nprint(lookup())", store.path
+        f"{FORK}\n"
+        """
+lookup()
+operations = [hps_torch.open, hps_torch.stats, hps_torch.close]
+for operation in [lambda _: lookup(), *operations, lambda _: hps_torch.close_all()]:
+    print(in_child(lambda: operation(path)))
+print(lookup())
+""",
+        store.path,
     )
 
     assert done.returncode == 0, done.stderr
-    child, parent = done.stdout.splitlines()
-    assert "Error" in child
-    assert "fork" in child
-    assert "spawn" in child
+    *children, parent = done.stdout.splitlines()
+    assert len(children) == 5
+    for child in children:
+        assert "Error" in child
+        assert "fork" in child
+        assert "spawn" in child
     assert parent == "torch.Size([5, 8])"
 
 
-def test_a_child_may_be_the_first_to_open(make_store: StoreMaker, tiers: str, run_python):
-    store = make_store(tiers=tiers)
+def test_a_child_may_be_the_first_to_open(make_store: StoreMaker, run_python):
+    store = make_store(tiers="host and ssd")
     done = run_python(f"{FORK}\nprint(in_child(lookup))", store.path)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "torch.Size([5, 8])"
 
 
+@pytest.mark.parametrize("tiers", ["host", "ssd"])
 def test_a_child_that_ends_like_a_program_neither_hangs_nor_fails(
     make_store: StoreMaker, tiers: str, run_python
 ):
+    # As the workers of a server that loads its model before it forks them.
     store = make_store(tiers=tiers)
     done = run_python(
         f"{FORK}\n"

@@ -75,7 +75,7 @@ def test_int64_keys_where_int32_is_configured_name_the_setting(make_store: Store
 @pytest.mark.parametrize(
     "dtype",
     [torch.float32, torch.float64, torch.bool, torch.uint8, torch.int16, torch.bfloat16]
-    + [torch.complex64, torch.uint64],
+    + [torch.int8, torch.uint64],
 )
 def test_keys_of_another_type_are_named(store, dtype: torch.dtype):
     message = fails(torch.zeros(3, dtype=dtype), store.path, "model", 0, 8)

@@ -89,12 +89,22 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
         let table = TableId(i as u32);
         match sources.as_ref().and_then(|sources| sources.get(i)) {
             Some(sources) => report(load_table(truth.as_ref(), table, spec, sources, observer.as_ref())?, spec, observer),
-            None if truth.held(table)? == Held::Nothing => observer.warn(&format!(
+            None if truth.held(table)? != Held::Nothing => {}
+            None if truth.is_read_only() => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "{}: the database holds no such table, or only part of it, and read_only forbids loading it; \
+                         open it once with \"read_only\": false",
+                        spec.name
+                    ),
+                ));
+            }
+            None => observer.warn(&format!(
                 "{}: initialize_after_startup is false and the database holds no rows of this table; all lookups get \
                  its default row until rows are written",
                 spec.name
             )),
-            None => {}
         }
     }
     if let (Some(cache), Some(settings)) = (&cache, &config.volatile_db)

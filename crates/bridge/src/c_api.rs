@@ -144,7 +144,13 @@ unsafe extern "C" fn hps_lookup(
         if num_keys > 0 && (keys.is_null() || rows.is_null()) {
             return Err(Error::new(ErrorKind::InvalidArgument, "keys or rows is null"));
         }
-        let prepared = prepare_lookup(name, model, table_id, emb_vec_size, key_bits.unsigned_abs())?;
+        let Some(key_bits) = u32::try_from(key_bits).ok().filter(|bits| [32, 64].contains(bits)) else {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("key_bits is {key_bits}; it must be 32 or 64"),
+            ));
+        };
+        let prepared = prepare_lookup(name, model, table_id, emb_vec_size, key_bits)?;
         // SAFETY: the caller's promise, in hps.h: num_keys keys of the width that was checked, and room for their rows.
         unsafe { prepared.run(keys as usize, num_keys, rows as usize) }
     })

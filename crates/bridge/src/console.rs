@@ -97,7 +97,10 @@ impl Observer for Console {
                 rate / 1e6
             );
         } else if is_last {
-            self.line(&format!("{}: {} rows in {seconds:.1} s", step.name, progress.done));
+            // A short step is told by its result alone.
+            if seconds >= 1.0 {
+                self.line(&format!("{}: {} rows in {seconds:.1} s", step.name, progress.done));
+            }
             *current = None;
         } else {
             self.line(&format!(

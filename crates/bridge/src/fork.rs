@@ -1,6 +1,10 @@
 //! A child made by `fork` inherits our memory but not our threads, nor RocksDB's: using a store there would hang. It
 //! gets an error instead.
+//!
+//! Nor can such a child run RocksDB's static destructors when it exits: one of them joins a thread that does not exist
+//! there. So a child ends right before them, with its output flushed and its own exit status.
 
+use std::ffi::{c_int, c_void};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,8 +16,22 @@ static FORKS: AtomicU64 = AtomicU64::new(0);
 static OPENED_IN: AtomicU64 = AtomicU64::new(0);
 static WATCH: Once = Once::new();
 
+unsafe extern "C" {
+    /// glibc: runs `function` at exit, before what was registered earlier, and tells it the exit status.
+    fn on_exit(function: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
+}
+
 extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+extern "C" fn at_exit(status: c_int, _: *mut c_void) {
+    if check().is_err() {
+        // SAFETY: null means all streams; glibc has reset their locks in the child.
+        unsafe { libc::fflush(std::ptr::null_mut()) };
+        // SAFETY: ends the process; nothing of it is used afterwards.
+        unsafe { libc::_exit(status) };
+    }
 }
 
 /// Notes that this process opens stores.
@@ -26,6 +44,16 @@ pub(crate) fn note_open() {
     let this = FORKS.load(Ordering::Relaxed) + 1;
     // Fails if it was noted before; then it must not change.
     let _ = OPENED_IN.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed);
+}
+
+/// Notes that a store was opened, and with it RocksDB's static objects made: what is registered now runs before their
+/// destructors.
+pub(crate) fn note_opened() {
+    static REGISTER: Once = Once::new();
+    REGISTER.call_once(|| {
+        // SAFETY: the handler is a plain function that stays valid, as the library is never unloaded.
+        unsafe { on_exit(at_exit, std::ptr::null_mut()) };
+    });
 }
 
 /// Refuses to go on in a child of the process that opened stores. Takes no lock: any lock may be held for ever here.

@@ -153,6 +153,7 @@ impl Slot {
 
         fork::note_open();
         let opened = guard::no_panic(|| assemble::open(Path::new(&self.file)));
+        fork::note_opened();
 
         let mut state = self.state.lock();
         state.is_changing = false;

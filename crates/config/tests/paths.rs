@@ -60,6 +60,10 @@ fn sources_may_be_missing_where_nothing_is_loaded() {
     }
     let alone = set(gone.clone(), "persistent_db.type", json!("disabled"));
     sandbox.load(&set(alone.clone(), "volatile_db.initialize_after_startup", json!(false)));
+    // Nor need they be complete.
+    fs::create_dir(sandbox.path("empty")).expect("a folder");
+    let empty = set(gone.clone(), "models[0].sparse_files[0]", json!("empty"));
+    sandbox.load_quietly(&set(empty, "persistent_db.initialize_after_startup", json!(false)));
     // The lowest database is the one that counts.
     refuse(&sandbox, &set(gone, "volatile_db.initialize_after_startup", json!(false)));
     refuse(&sandbox, &set(alone, "persistent_db.initialize_after_startup", json!(false)));
@@ -93,6 +97,9 @@ fn databases_are_made_beside_the_configuration() {
     };
     assert_eq!(path("new/db"), sandbox.path("new/db"));
     assert_eq!(path("/some/where"), PathBuf::from("/some/where"));
+    // A folder may look like a remote place.
+    fs::create_dir(sandbox.path("db:v1")).expect("a folder");
+    assert_eq!(path("db:v1"), sandbox.path("db:v1"));
     // One that exists in the working directory is taken.
     let here = std::env::current_dir().expect("a working directory");
     assert_eq!(path("src"), here.join("src"));
@@ -170,6 +177,7 @@ fn the_configuration_is_looked_for_here_then_where_the_environment_says() {
     let sandbox = Sandbox::new();
     let given = sandbox.add_file("given/ps.json", "");
     let by_name = sandbox.add_file("folder/ps.json", "");
+    sandbox.add_file("outside/ps.json", "");
     let whole = sandbox.add_file("folder/models/ps.json", "");
     let fallback = sandbox.add_file("fallback.json", "");
     let environment = [("HPS_CONFIG_DIR", &*sandbox.path("folder")), ("HPS_CONFIG_FILE", &*fallback)];
@@ -188,7 +196,7 @@ fn the_configuration_is_looked_for_here_then_where_the_environment_says() {
     assert_eq!(resolve("models/ps.json", &environment), Ok(whole.clone()));
     assert_eq!(resolve("./models/ps.json", &environment), Ok(whole));
     assert_eq!(resolve("elsewhere/ps.json", &environment), Ok(by_name.clone()));
-    assert_eq!(resolve("../models/ps.json", &environment), Ok(by_name.clone()));
+    assert_eq!(resolve("../outside/ps.json", &environment), Ok(by_name.clone()));
     assert_eq!(resolve(&gone, &environment), Ok(by_name));
     // The file, at last.
     assert_eq!(resolve("other.json", &environment), Ok(fallback.clone()));

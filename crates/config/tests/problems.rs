@@ -180,6 +180,12 @@ fn models_with_one_name_are_refused() {
     let config = with("models", json!([model("a"), model("b"), model("a")]));
     let found = "\"a\", which is also the name of models[0]";
     assert_one(&refuse(&sandbox, &config), "models[2].model", found, "a different name for each model");
+    // Two that have none lack one each, and that is all.
+    let nameless = without(with("models", json!([model("a")])), "models[0].model");
+    let twice = set(nameless.clone(), "models", json!([nameless["models"][0], nameless["models"][0]]));
+    let error = refuse(&sandbox, &twice);
+    let paths: Vec<_> = error.problems.iter().map(|p| (p.path.as_str(), p.found.as_str())).collect();
+    assert_eq!(paths, [("models[0].model", "nothing"), ("models[1].model", "nothing")]);
 }
 
 #[test]

@@ -465,6 +465,16 @@ fn contradictions_within_a_model_are_warned_about() {
 }
 
 #[test]
+fn warnings_come_in_the_order_of_the_text() {
+    let text = base().to_string().replace("{\"models\"", "{\"first\":0,\"models\"");
+    let text = text.replace("\"type\":\"parallel_hash_map\"", "\"type\":\"hash\",\"third\":0");
+    let text = text.replace("\"type\":\"rocks_db\"", "\"type\":\"rocks_db\",\"second\":0");
+    let warnings = Sandbox::new().read_text(&text).expect("good").warnings;
+    let paths: Vec<_> = warnings.iter().map(|w| w.path.as_str()).collect();
+    assert_eq!(paths, ["first", "persistent_db.second", "volatile_db.third"]);
+}
+
+#[test]
 fn very_many_warnings_are_counted() {
     let mut config = base();
     for index in 0..1500 {

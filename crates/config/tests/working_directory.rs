@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Sandbox, shown, with};
+use common::{Sandbox, refuse, shown, with};
 use serde_json::json;
 
 #[test]
@@ -30,4 +30,7 @@ fn sources_are_beside_the_configuration_or_in_the_working_directory() {
     assert_eq!(database("new/database"), sandbox.path("new/database"));
     // Absolute paths are what they are.
     assert_eq!(source(&shown(&sandbox.path("t2"))), sandbox.path("t2"));
+    // If it is the configuration's folder, there is one place to try.
+    let error = refuse(&working, &with("models[0].sparse_files[0]", json!("nowhere")));
+    assert_eq!(error.problems[0].help, Some(format!("tried {}", shown(&working.path("nowhere")))));
 }

@@ -9,7 +9,7 @@ use crate::slab::{out_of_memory, too_large};
 
 /// From this size on, memory comes from the system in whole pages and goes back to it at once. The heap would keep the
 /// holes that arrays leave behind when they are replaced: several bytes per row.
-const MIN_MAPPED_BYTES: usize = 64 << 10;
+const MIN_MAPPED_BYTES: usize = 4 << 10;
 
 /// Whoever frees the memory of an array.
 #[derive(Debug)]

@@ -24,12 +24,20 @@ use crate::slab::NO_SLOT;
 
 const WAYS: usize = 5;
 
-/// Fullness at which the index grows. Beyond, searches for an empty entry become long; 0.9895 is the theoretical end.
-const MAX_LOAD: f64 = 0.98;
-/// Fullness of an index whose size is known beforehand: leaves room for partitions that get more keys than others.
-const EXPECTED_LOAD: f64 = 0.95;
-/// The same where memory is tight.
-const TIGHT_EXPECTED_LOAD: f64 = 0.965;
+/// How full an index may be: memory per row against work per insertion.
+#[derive(Debug)]
+struct Fullness {
+    /// Where the index grows. Beyond 98 % searches for an empty entry become long; 98.95 % is the theoretical end.
+    most: f64,
+    /// What an index begins with whose size is known beforehand: leaves room for partitions that get more keys.
+    expected: f64,
+    /// By how much a large index grows, in 1/1024 of its size.
+    growth: usize,
+}
+
+const ROOMY: Fullness = Fullness { most: 0.965, expected: 0.945, growth: 64 };
+const TIGHT: Fullness = Fullness { most: 0.976, expected: 0.965, growth: 19 };
+
 /// If keys refuse to spread below this fullness, the hash is to blame.
 const SUSPICIOUS_LOAD: f64 = 0.9;
 /// A small index grows by at least this many buckets, or doubles.
@@ -185,6 +193,31 @@ impl Buckets {
         true
     }
 
+    /// Puts in every key of a smaller array. False if that failed.
+    ///
+    /// Buckets are chosen by scaling the hash, so keys of neighbouring buckets stay neighbours: the first pass, which
+    /// moves those that live in their first bucket, goes through both arrays from end to end. Only the others, and
+    /// those that meet a full bucket, are looked for a place all over the array.
+    fn take_over(&mut self, smaller: &Self) -> bool {
+        let entries = || {
+            let buckets = smaller.buckets.iter().enumerate();
+            buckets.flat_map(|(at, bucket)| (0..WAYS).filter_map(move |way| Some((at, bucket.entry(way)?))))
+        };
+        for (at, (key, slot)) in entries() {
+            let mixed = mix(key);
+            let to = self.first(self.seeds.hash(mixed));
+            if smaller.first(smaller.seeds.hash(mixed)) == at
+                && let Some(bucket) = self.buckets.get_mut(to)
+                && let Some(way) = bucket.empty_way()
+            {
+                bucket.set(way, key, slot);
+            }
+        }
+        entries().all(|(_, (key, slot))| {
+            self.find(key, self.seeds.hash(mix(key))).is_some() || self.place(key, slot)
+        })
+    }
+
     /// Empties an entry.
     fn vacate(&mut self, at: usize, way: usize) -> Option<u32> {
         let bucket = self.buckets.get_mut(at)?;
@@ -203,17 +236,14 @@ impl Buckets {
 pub(crate) struct Index {
     table: Buckets,
     len: usize,
-    expected_load: f64,
-    /// By how much a large index grows, in 1/1024 of its size: memory per row against work per insertion.
-    growth: usize,
+    fullness: Fullness,
 }
 
 impl Index {
     /// An empty index. `is_tight`: spend time rather than memory when it grows.
     pub(crate) fn new(is_tight: bool) -> Result<Self> {
         let table = Buckets::new(0, Seeds::new())?;
-        let (expected_load, growth) = if is_tight { (TIGHT_EXPECTED_LOAD, 22) } else { (EXPECTED_LOAD, 80) };
-        Ok(Self { table, len: 0, expected_load, growth })
+        Ok(Self { table, len: 0, fullness: if is_tight { TIGHT } else { ROOMY } })
     }
 
     /// Number of keys.
@@ -274,7 +304,7 @@ impl Index {
 
     /// Adds a key that is not there. After an error nothing has changed.
     pub(crate) fn insert_new(&mut self, key: Key, slot: u32) -> Result<()> {
-        if self.len >= rows_at(self.table.capacity(), MAX_LOAD) {
+        if self.len >= rows_at(self.table.capacity(), self.fullness.most) {
             self.grow()?;
         }
         while !self.table.place(key, slot) {
@@ -316,16 +346,18 @@ impl Index {
 
     /// Prepares for that many keys.
     pub(crate) fn reserve(&mut self, num_keys: usize) -> Result<()> {
-        if num_keys <= rows_at(self.table.capacity(), MAX_LOAD) {
+        if num_keys <= rows_at(self.table.capacity(), self.fullness.most) {
             return Ok(());
         }
-        self.rebuild((num_keys as f64 / self.expected_load / WAYS as f64).ceil() as usize)
+        self.rebuild((num_keys as f64 / self.fullness.expected / WAYS as f64).ceil() as usize)
     }
 
     fn grow(&mut self) -> Result<()> {
         let now = self.table.buckets.len();
         self.rebuild(
-            now.saturating_add((now.saturating_mul(self.growth) / 1024).max(now.clamp(2, MIN_GROWTH))),
+            now.saturating_add(
+                (now.saturating_mul(self.fullness.growth) / 1024).max(now.clamp(2, MIN_GROWTH)),
+            ),
         )
     }
 
@@ -335,7 +367,7 @@ impl Index {
         let mut seeds = if is_suspicious { Seeds::new() } else { self.table.seeds };
         for _ in 0..MAX_ATTEMPTS {
             let mut larger = Buckets::new(num_buckets, seeds)?;
-            if self.iter().all(|(key, slot)| larger.place(key, slot)) {
+            if larger.take_over(&self.table) {
                 self.table = larger;
                 return Ok(());
             }

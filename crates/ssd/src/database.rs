@@ -18,7 +18,6 @@ use crate::options::{Durability, open_options, write_options};
 use crate::reader::open_reader;
 use crate::record::{RECORDS, TableRecord, is_column_family_of};
 use crate::registry::{self, Registration};
-use crate::secondary::SecondaryDirectory;
 use crate::settings::SsdSettings;
 use crate::table::Table;
 
@@ -37,12 +36,12 @@ pub(crate) struct OpenDatabase {
     pub(crate) path: PathBuf,
     pub(crate) table_options: Options,
     pub(crate) foreign: HashSet<String>,
-    pub(crate) secondary: Option<SecondaryDirectory>,
+    pub(crate) is_read_only: bool,
 }
 
 /// One open database, and what this process knows of its tables.
 pub(crate) struct Database {
-    // Dropped first: the fields below must outlive it.
+    // Dropped first, and with it RocksDB's lock.
     db: Db,
     path: PathBuf,
     table_options: Options,
@@ -50,9 +49,8 @@ pub(crate) struct Database {
     foreign: HashSet<String>,
     /// The tables that tiers were opened with, by name: tiers that share the database share them.
     tables: Mutex<HashMap<String, Arc<Table>>>,
-    /// Set if the database was opened to be read.
-    secondary: Option<SecondaryDirectory>,
-    // Dropped last: whoever waits for it may open the directory again.
+    is_read_only: bool,
+    // Dropped after it: whoever waits for this opens the directory again.
     _registration: Option<Registration>,
 }
 
@@ -82,7 +80,7 @@ impl Database {
             table_options: open.table_options,
             foreign: open.foreign,
             tables: Mutex::default(),
-            secondary: open.secondary,
+            is_read_only: open.is_read_only,
             _registration: registration,
         }
     }
@@ -96,7 +94,7 @@ impl Database {
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
-        self.secondary.is_some()
+        self.is_read_only
     }
 
     /// The table of `spec`, checked and cleared of what an interrupted load left.
@@ -275,7 +273,7 @@ fn open_writer(path: &Path, settings: &SsdSettings, tables: &[TableSpec]) -> Res
     });
     let db = Db::open_cf_descriptors(&options.database, path, descriptors)
         .map_err(|error| cannot_open(path, error))?;
-    Ok(OpenDatabase { db, path: path.to_owned(), table_options: options.table, foreign, secondary: None })
+    Ok(OpenDatabase { db, path: path.to_owned(), table_options: options.table, foreign, is_read_only: false })
 }
 
 pub(crate) fn cannot_open(path: &Path, cause: rocksdb::Error) -> Error {

@@ -36,7 +36,6 @@ mod options;
 mod reader;
 mod record;
 mod registry;
-mod secondary;
 mod settings;
 mod table;
 mod tier;

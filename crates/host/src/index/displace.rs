@@ -1,8 +1,9 @@
 //! Makes room in one of two full buckets by moving other keys to their other buckets.
 
 use super::{Buckets, WAYS};
+use crate::prefetch::prefetch;
 
-/// Buckets looked at before giving up. At 98 % fullness every tenth bucket has an empty entry.
+/// Full buckets looked behind before giving up: five times as many are looked at.
 const MAX_NODES: usize = 512;
 
 /// A bucket that could make room, reached by moving the entry (`parent`'s bucket, `way`) into it.
@@ -17,10 +18,38 @@ struct Node {
 const NO_PARENT: u16 = u16::MAX;
 
 impl Buckets {
-    /// Empties an entry of `first` or `second` by the shortest chain of moves; returns bucket and way. None, and
-    /// nothing changed, if there is no short one.
-    #[cold]
+    /// Empties an entry of `first` or `second`, both full, by the shortest chain of moves; returns bucket and way.
+    /// None, and nothing changed, if there is no short one.
     pub(super) fn make_room(&mut self, first: usize, second: usize) -> Option<(usize, usize)> {
+        self.move_one(first, second).or_else(|| self.move_several(first, second))
+    }
+
+    fn other(&self, at: usize, way: usize) -> Option<usize> {
+        let (key, _) = self.buckets.get(at)?.entry(way)?;
+        let (first, second) = self.both(key);
+        Some(if at == first { second } else { first })
+    }
+
+    /// A single move is enough four times in five even where one bucket in six has an empty entry: try that at once
+    /// for all keys, with the buckets asked for beforehand.
+    fn move_one(&mut self, first: usize, second: usize) -> Option<(usize, usize)> {
+        let mut others = [0; 2 * WAYS];
+        let places = || [first, second].into_iter().flat_map(|at| (0..WAYS).map(move |way| (at, way)));
+        for (other, (at, way)) in others.iter_mut().zip(places()) {
+            *other = self.other(at, way)?;
+            prefetch(self.buckets.get(*other)?);
+        }
+        for (other, from) in others.into_iter().zip(places()) {
+            if let Some(empty) = self.buckets.get(other)?.empty_way() {
+                self.move_entry(from, (other, empty))?;
+                return Some(from);
+            }
+        }
+        None
+    }
+
+    #[cold]
+    fn move_several(&mut self, first: usize, second: usize) -> Option<(usize, usize)> {
         let mut nodes = [Node::default(); MAX_NODES];
         let root = |bucket: usize| Node { bucket: bucket as u32, parent: NO_PARENT, way: 0 };
         *nodes.first_mut()? = root(first);
@@ -29,10 +58,12 @@ impl Buckets {
         let mut at = 0;
         while at < num_nodes {
             let from = nodes.get(at)?.bucket as usize;
-            for way in 0..WAYS {
-                let (key, _) = self.buckets.get(from)?.entry(way)?;
-                let (one, other) = self.both(key);
-                let to = if from == one { other } else { one };
+            let mut others = [0; WAYS];
+            for (way, other) in others.iter_mut().enumerate() {
+                *other = self.other(from, way)?;
+                prefetch(self.buckets.get(*other)?);
+            }
+            for (way, to) in others.into_iter().enumerate() {
                 let node = Node { bucket: to as u32, parent: at as u16, way: way as u8 };
                 if let Some(empty) = self.buckets.get(to)?.empty_way() {
                     return self.move_along(&nodes, node, empty);
