@@ -1,19 +1,24 @@
-//! How often or how recently each row was used: what `LeastUsed` and `Oldest` decide by. 2 bytes beside each row in its
-//! slab, and none without a limit.
+//! slot -> how often or how recently its row was used: what `LeastUsed` and `Oldest` decide by. 2 bytes per slot, and
+//! none without a limit.
 //!
 //! Readers mark rows while other readers do: marks are atomics. Two readers that mark one row at the same instant may
 //! count as one.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 
+use hps_core::Result;
+
+use crate::prefetch::prefetch;
 use crate::random::{Random, Sample};
 use crate::settings::{EvictionPolicy, Limit};
-use crate::slab::Slabs;
+use crate::slab::{out_of_memory, reserve_slowly};
 
 /// What a lookup adds to a count: more than 1, or halving would make rows equal that are used a little.
 const USE: u16 = 16;
 /// `Oldest` tells apart accesses of the last 16 margins: 65,536 stamps of margin / 4,096 accesses each.
 const STAMPS_PER_MARGIN: usize = 4096;
+const CHUNK_BITS: u32 = 11;
+const CHUNK: usize = 1 << CHUNK_BITS;
 /// An age that rows are held at: they stay the oldest however often the stamps wrap around.
 const MAX_AGE: u16 = 1 << 15;
 /// Stamps between two passes that hold ages back.
@@ -40,10 +45,12 @@ enum Kind {
     },
 }
 
-/// What the marks of one partition's slots mean, and how they are kept.
+/// Marks of one partition's slots.
 #[derive(Debug)]
 pub(crate) struct Marks {
     kind: Kind,
+    /// Of `CHUNK` marks each: one long array would leave holes in the heap whenever it grows.
+    chunks: Vec<Vec<AtomicU16>>,
 }
 
 /// Chooses victims: all below a score, and a fair sample of those who have it.
@@ -65,11 +72,42 @@ impl Marks {
                 clamped_at: AtomicU64::new(0),
             },
         };
-        Some(Self { kind })
+        Some(Self { kind, chunks: Vec::new() })
+    }
+
+    /// Bytes taken.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.chunks.len() * CHUNK * size_of::<AtomicU16>()
+            + self.chunks.capacity() * size_of::<Vec<AtomicU16>>()
+    }
+
+    /// Makes sure that there is a mark for each of `num_slots` slots.
+    pub(crate) fn cover(&mut self, num_slots: usize) -> Result<()> {
+        while self.chunks.len() < num_slots.div_ceil(CHUNK) {
+            reserve_slowly(&mut self.chunks, 1)?;
+            let mut chunk = Vec::new();
+            chunk.try_reserve_exact(CHUNK).map_err(out_of_memory)?;
+            chunk.resize_with(CHUNK, AtomicU16::default);
+            self.chunks.push(chunk);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn mark(&self, slot: u32) -> Option<&AtomicU16> {
+        self.chunks.get((slot >> CHUNK_BITS) as usize)?.get(slot as usize & (CHUNK - 1))
+    }
+
+    /// Brings a slot's mark near.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, slot: u32) {
+        if let Some(mark) = self.mark(slot) {
+            prefetch(mark);
+        }
     }
 
     /// Lets time pass for `num_accesses` and returns the stamp to give to the rows accessed.
-    pub(crate) fn tick(&self, slabs: &Slabs, num_accesses: usize) -> u16 {
+    pub(crate) fn tick(&self, num_accesses: usize) -> u16 {
         let Kind::Oldest { clock, shift, clamped_at } = &self.kind else { return 0 };
         let stamp = clock.fetch_add(num_accesses as u64, Relaxed).wrapping_add(num_accesses as u64) >> shift;
         let last = clamped_at.load(Relaxed);
@@ -77,15 +115,28 @@ impl Marks {
         if stamp.wrapping_sub(last) >= CLAMP_INTERVAL
             && clamped_at.compare_exchange(last, stamp, Relaxed, Relaxed).is_ok()
         {
-            hold_ages_back(slabs, stamp as u16, stamp.wrapping_sub(last));
+            self.hold_ages_back(stamp as u16, stamp.wrapping_sub(last));
         }
         stamp as u16
     }
 
+    /// Sets marks that are older than `MAX_AGE` to that age. `elapsed` is how much older than at the last pass, when no age
+    /// was above `MAX_AGE`, a row can be: if stamps wrapped around meanwhile, all are as old as can be told.
+    fn hold_ages_back(&self, now: u16, elapsed: u64) {
+        let is_lost = elapsed >= u64::from(u16::MAX - MAX_AGE);
+        for mark in self.chunks.iter().flatten() {
+            let stamp = mark.load(Relaxed);
+            if is_lost || now.wrapping_sub(stamp) > MAX_AGE {
+                // A reader that has refreshed the mark meanwhile wins.
+                let _ = mark.compare_exchange(stamp, now.wrapping_sub(MAX_AGE), Relaxed, Relaxed);
+            }
+        }
+    }
+
     /// Notes a lookup of a row. `stamp` comes from [`Self::tick`].
     #[inline(always)]
-    pub(crate) fn looked_up(&self, slabs: &Slabs, slot: u32, stamp: u16) {
-        let Some(mark) = slabs.mark(slot) else { return };
+    pub(crate) fn looked_up(&self, slot: u32, stamp: u16) {
+        let Some(mark) = self.mark(slot) else { return };
         match self.kind {
             Kind::LeastUsed { .. } => mark.store(mark.load(Relaxed).saturating_add(USE), Relaxed),
             Kind::Oldest { .. } => mark.store(stamp, Relaxed),
@@ -93,26 +144,26 @@ impl Marks {
     }
 
     /// Notes that a row was overwritten: for `Oldest` an access, for `LeastUsed` nothing, as nobody asked for the row.
-    pub(crate) fn overwritten(&self, slabs: &Slabs, slot: u32) {
-        if let (Kind::Oldest { .. }, Some(mark)) = (&self.kind, slabs.mark(slot)) {
-            mark.store(self.tick(slabs, 1), Relaxed);
+    pub(crate) fn overwritten(&self, slot: u32) {
+        if let (Kind::Oldest { .. }, Some(mark)) = (&self.kind, self.mark(slot)) {
+            mark.store(self.tick(1), Relaxed);
         }
     }
 
     /// Notes that a slot has a new row.
-    pub(crate) fn added(&self, slabs: &Slabs, slot: u32) {
-        let Some(mark) = slabs.mark(slot) else { return };
+    pub(crate) fn added(&self, slot: u32) {
+        let Some(mark) = self.mark(slot) else { return };
         let value = match self.kind {
             Kind::LeastUsed { newcomer, .. } => newcomer,
-            Kind::Oldest { .. } => self.tick(slabs, 1),
+            Kind::Oldest { .. } => self.tick(1),
         };
         mark.store(value, Relaxed);
     }
 
     /// Rows of the lowest score go first.
     #[inline]
-    fn score(&self, slabs: &Slabs, slot: u32) -> u16 {
-        let mark = slabs.mark(slot).map_or(0, |mark| mark.load(Relaxed));
+    fn score(&self, slot: u32) -> u16 {
+        let mark = self.mark(slot).map_or(0, |mark| mark.load(Relaxed));
         match &self.kind {
             Kind::LeastUsed { .. } => mark,
             Kind::Oldest { clock, shift, .. } => {
@@ -125,11 +176,10 @@ impl Marks {
     /// Decides which `num_victims` of the rows in `slots` go, in two passes that count scores.
     pub(crate) fn judge<I: Iterator<Item = u32>>(
         &self,
-        slabs: &Slabs,
         slots: impl Fn() -> I,
         num_victims: usize,
     ) -> Verdict {
-        let scores = || slots().map(|slot| self.score(slabs, slot));
+        let scores = || slots().map(|slot| self.score(slot));
         let (high, below, _) = rank(scores().map(|score| (score >> 8) as u8), num_victims);
         let of_rank = scores().filter(|score| (score >> 8) as u8 == high);
         let wanted = num_victims.saturating_sub(below);
@@ -141,19 +191,13 @@ impl Marks {
     }
 
     /// True if the row in `slot` goes. To be asked once for each slot that was judged, exactly.
-    pub(crate) fn condemns(
-        &self,
-        slabs: &Slabs,
-        slot: u32,
-        verdict: &mut Verdict,
-        random: &mut Random,
-    ) -> bool {
-        let score = self.score(slabs, slot);
+    pub(crate) fn condemns(&self, slot: u32, verdict: &mut Verdict, random: &mut Random) -> bool {
+        let score = self.score(slot);
         score < verdict.threshold || (score == verdict.threshold && verdict.ties.takes(random))
     }
 
     /// Notes that a verdict was carried out.
-    pub(crate) fn evicted(&mut self, slabs: &Slabs, num_victims: usize, verdict: &Verdict) {
+    pub(crate) fn evicted(&mut self, num_victims: usize, verdict: &Verdict) {
         let Kind::LeastUsed { newcomer, evicted, margin } = &mut self.kind else { return };
         *evicted += num_victims;
         *newcomer = verdict.threshold.saturating_add(USE + 1);
@@ -161,21 +205,9 @@ impl Marks {
         if *evicted > *margin / 8 {
             *evicted = 0;
             *newcomer = verdict.threshold / 2 + USE + 1;
-            // Under the partition's write lock: nobody counts meanwhile.
-            slabs.marks().for_each(|mark| mark.store(mark.load(Relaxed) / 2, Relaxed));
-        }
-    }
-}
-
-/// Sets marks that are older than `MAX_AGE` to that age. `elapsed` is how much older than at the last pass, when no age
-/// was above `MAX_AGE`, a row can be: if stamps wrapped around meanwhile, all are as old as can be told.
-fn hold_ages_back(slabs: &Slabs, now: u16, elapsed: u64) {
-    let is_lost = elapsed >= u64::from(u16::MAX - MAX_AGE);
-    for mark in slabs.marks() {
-        let stamp = mark.load(Relaxed);
-        if is_lost || now.wrapping_sub(stamp) > MAX_AGE {
-            // A reader that has refreshed the mark meanwhile wins.
-            let _ = mark.compare_exchange(stamp, now.wrapping_sub(MAX_AGE), Relaxed, Relaxed);
+            for mark in self.chunks.iter_mut().flatten() {
+                *mark.get_mut() /= 2;
+            }
         }
     }
 }
@@ -201,49 +233,40 @@ fn rank(values: impl Iterator<Item = u8>, wanted: usize) -> (u8, usize, usize) {
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
-    use std::sync::Arc;
-
-    use hps_core::memory::MmapAllocator;
 
     use super::*;
-    use crate::slab::Arena;
 
     struct Marked {
         marks: Marks,
-        slabs: Slabs,
     }
 
     fn marked(policy: EvictionPolicy, margin: usize) -> Marked {
-        let arena = Arc::new(Arena::new(Arc::new(MmapAllocator)));
-        let mut slabs = Slabs::new(4, true, arena);
-        for _ in 0..margin {
-            slabs.reserve_one().unwrap();
-            slabs.take().unwrap();
-        }
-        Marked { marks: Marks::new(&Limit { margin, kept: margin / 2, policy }).unwrap(), slabs }
+        let mut marks = Marks::new(&Limit { margin, kept: margin / 2, policy }).unwrap();
+        marks.cover(margin).unwrap();
+        Marked { marks }
     }
 
     impl Marked {
         fn add(&self, slots: Range<u32>) {
-            slots.for_each(|slot| self.marks.added(&self.slabs, slot));
+            slots.for_each(|slot| self.marks.added(slot));
         }
 
         fn look_up(&self, slots: Range<u32>) {
-            let stamp = self.marks.tick(&self.slabs, slots.len());
-            slots.for_each(|slot| self.marks.looked_up(&self.slabs, slot, stamp));
+            let stamp = self.marks.tick(slots.len());
+            slots.for_each(|slot| self.marks.looked_up(slot, stamp));
         }
 
         fn score(&self, slot: u32) -> u16 {
-            self.marks.score(&self.slabs, slot)
+            self.marks.score(slot)
         }
 
         fn victims(&mut self, num_slots: u32, num_victims: usize) -> Vec<u32> {
-            let Self { marks, slabs } = self;
+            let Self { marks } = self;
             let mut random = Random::from_system();
-            let mut verdict = marks.judge(slabs, || 0..num_slots, num_victims);
-            let condemned = |&slot: &u32| marks.condemns(slabs, slot, &mut verdict, &mut random);
+            let mut verdict = marks.judge(|| 0..num_slots, num_victims);
+            let condemned = |&slot: &u32| marks.condemns(slot, &mut verdict, &mut random);
             let victims = (0..num_slots).filter(condemned).collect();
-            marks.evicted(slabs, num_victims, &verdict);
+            marks.evicted(num_victims, &verdict);
             victims
         }
     }
@@ -297,7 +320,7 @@ mod tests {
     fn oldest_goes_first_in_the_order_of_access() {
         let mut marked = marked(EvictionPolicy::Oldest, 1_000);
         marked.add(0..1_000);
-        (0..300).for_each(|slot| marked.marks.overwritten(&marked.slabs, slot));
+        (0..300).for_each(|slot| marked.marks.overwritten(slot));
         marked.look_up(300..500);
         assert_eq!(marked.victims(1_000, 500), (500..1_000).collect::<Vec<_>>());
     }
@@ -310,7 +333,7 @@ mod tests {
             marked.add(0..margin as u32);
             // Accesses to the upper half only, over many times the span of the stamps, in steps of all sizes.
             for step in (0..2_000).map(|i| 1 + (i * 7_919) % (2 * margin.max(20_000))) {
-                marked.marks.tick(&marked.slabs, step);
+                marked.marks.tick(step);
                 marked.look_up(half..margin as u32);
                 if step % 10 == 0 {
                     let highest_old = (0..half).map(|slot| marked.score(slot)).max();

@@ -7,7 +7,7 @@ use hps_core::{Error, ErrorKind, Key, Result};
 
 use crate::index::{Glance, Hash, Index};
 use crate::marks::Marks;
-use crate::prefetch::{prefetch, prefetch_bytes};
+use crate::prefetch::prefetch_bytes;
 use crate::random::{Random, Sample};
 use crate::settings::Limit;
 use crate::slab::{Arena, Slabs};
@@ -31,7 +31,7 @@ impl Partition {
         Ok(Self {
             // Marks take two of the bytes that a row may cost, so the index gets fewer.
             index: Index::new(marks.is_some())?,
-            slabs: Slabs::new(row_bytes, marks.is_some(), arena),
+            slabs: Slabs::new(row_bytes, arena),
             marks,
             limit,
             random: Random::from_system(),
@@ -45,7 +45,7 @@ impl Partition {
 
     /// Bytes taken beside the arena's.
     pub(crate) fn num_bytes(&self) -> usize {
-        self.index.num_bytes() + self.slabs.num_bytes()
+        self.index.num_bytes() + self.slabs.num_bytes() + self.marks.as_ref().map_or(0, Marks::num_bytes)
     }
 
     /// Prepares for `num_rows` rows, or for the margin if that is less. Returns the slabs to be reserved for them, as
@@ -59,7 +59,7 @@ impl Partition {
 
     /// Lets time pass for the policy; see [`Marks::tick`].
     pub(crate) fn tick(&self, num_accesses: usize) -> u16 {
-        self.marks.as_ref().map_or(0, |marks| marks.tick(&self.slabs, num_accesses))
+        self.marks.as_ref().map_or(0, |marks| marks.tick(num_accesses))
     }
 
     // ---- reading: the steps of a lookup, so that a caller can do others meanwhile ----
@@ -96,7 +96,7 @@ impl Partition {
     #[inline(always)]
     pub(crate) fn read(&self, slot: u32, stamp: u16) -> Result<&[u8]> {
         if let Some(marks) = &self.marks {
-            marks.looked_up(&self.slabs, slot, stamp);
+            marks.looked_up(slot, stamp);
         }
         self.slabs.row(slot).ok_or_else(lost_slot)
     }
@@ -106,8 +106,8 @@ impl Partition {
         if let Some(row) = self.slabs.row(slot) {
             prefetch_bytes(row, PREFETCHED_LINES);
         }
-        if let Some(mark) = self.slabs.mark(slot) {
-            prefetch(mark);
+        if let Some(marks) = &self.marks {
+            marks.prefetch(slot);
         }
     }
 
@@ -159,7 +159,7 @@ impl Partition {
 
     fn overwrite(&mut self, slot: u32, row: &[u8]) -> Result<()> {
         if let Some(marks) = &self.marks {
-            marks.overwritten(&self.slabs, slot);
+            marks.overwritten(slot);
         }
         write_row(&mut self.slabs, slot, row)
     }
@@ -172,11 +172,14 @@ impl Partition {
             self.evict_down_to(&limit);
         }
         self.slabs.reserve_one()?;
+        if let Some(marks) = &mut self.marks {
+            marks.cover(self.slabs.num_slots())?;
+        }
         let slot = self.slabs.next().ok_or_else(lost_slot)?;
         self.index.insert_new(key, slot)?;
         self.slabs.take();
         if let Some(marks) = &self.marks {
-            marks.added(&self.slabs, slot);
+            marks.added(slot);
         }
         write_row(&mut self.slabs, slot, row)
     }
@@ -191,9 +194,9 @@ impl Partition {
             index.remove_if(|slot| release_if(sample.takes(random), slabs, slot));
             return;
         };
-        let mut verdict = marks.judge(slabs, || index.iter().map(|(_, slot)| slot), num_victims);
-        index.remove_if(|slot| release_if(marks.condemns(slabs, slot, &mut verdict, random), slabs, slot));
-        marks.evicted(slabs, num_victims, &verdict);
+        let mut verdict = marks.judge(|| index.iter().map(|(_, slot)| slot), num_victims);
+        index.remove_if(|slot| release_if(marks.condemns(slot, &mut verdict, random), slabs, slot));
+        marks.evicted(num_victims, &verdict);
     }
 }
 

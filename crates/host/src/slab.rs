@@ -4,16 +4,13 @@
 //! Arena (one per table)     blocks from the allocator, cut into slabs
 //! Slabs (one per partition) slot = slab << shift | offset      row at slab's address + offset * row_bytes
 //!                           never used: fresh..num_slots       free: chained through the first 4 bytes of the rows
-//! slab                      | row 0 | row 1 | ... | last row | mark 0 | mark 1 | ... |
 //! ```
-//! A mark is 2 bytes beside each row for the eviction policy, if it wants them.
 //!
 //! Rows are packed without padding and slabs begin at multiples of 64 bytes, so that rows are aligned to 16 bytes
 //! where their size is a multiple of 16. Only this module, `array` and `prefetch` have unsafe code.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU16;
 
 use hps_core::memory::{Block, BlockAllocator};
 use hps_core::{Error, ErrorKind, Result};
@@ -26,6 +23,9 @@ pub(crate) const NO_SLOT: u32 = u32::MAX;
 pub(crate) const MIN_ROW_BYTES: usize = size_of::<u32>();
 
 const ALIGNMENT: usize = 64;
+const PAGE_BYTES: usize = 4096;
+/// That many slabs are always whole pages.
+const ALIGNMENTS_PER_PAGE: usize = PAGE_BYTES / ALIGNMENT;
 /// Half a slab per partition is unused on average, and a slab costs a pointer: about this size loses least.
 const SLAB_BYTES: usize = 16 << 10;
 const MIN_ROWS_PER_SLAB: usize = 16;
@@ -92,8 +92,7 @@ impl Arena {
         let mut state = self.state.lock();
         if !state.spares.iter().any(|spare| spare.num_bytes >= num_bytes) {
             let wanted = (state.block_bytes / BLOCK_FRACTION).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES);
-            let whole_slabs = wanted.checked_div(num_bytes).unwrap_or(0).max(1).saturating_mul(num_bytes);
-            self.add_block(&mut state, whole_slabs, num_bytes)?;
+            self.add_block(&mut state, whole_slabs(wanted, num_bytes), num_bytes)?;
         }
         let spare =
             state.spares.iter_mut().find(|spare| spare.num_bytes >= num_bytes).ok_or_else(too_large)?;
@@ -117,6 +116,15 @@ impl Arena {
     }
 }
 
+/// The size of a block of about `wanted` bytes, up to twice that, which holds whole slabs and leaves as little as possible
+/// of its last page unused.
+fn whole_slabs(wanted: usize, slab_bytes: usize) -> usize {
+    let fewest = wanted.checked_div(slab_bytes).unwrap_or(0).max(1);
+    let sizes =
+        (fewest..=fewest.saturating_mul(2)).take(ALIGNMENTS_PER_PAGE).map(|n| n.saturating_mul(slab_bytes));
+    sizes.min_by_key(|bytes| bytes.wrapping_neg() % PAGE_BYTES).unwrap_or(slab_bytes)
+}
+
 /// Address of a slab's first row.
 #[derive(Clone, Copy, Debug)]
 struct SlabAddress(NonNull<u8>);
@@ -130,7 +138,6 @@ unsafe impl Sync for SlabAddress {}
 #[derive(Debug)]
 pub(crate) struct Slabs {
     row_bytes: usize,
-    has_marks: bool,
     shift: u32,
     slabs: Vec<SlabAddress>,
     /// The lowest slot that was never used.
@@ -142,9 +149,8 @@ pub(crate) struct Slabs {
 
 impl Slabs {
     /// No rows yet. `row_bytes` is at least [`MIN_ROW_BYTES`].
-    pub(crate) fn new(row_bytes: usize, has_marks: bool, arena: Arc<Arena>) -> Self {
-        let mut slabs =
-            Self { row_bytes, has_marks, shift: 0, slabs: Vec::new(), fresh: 0, free: NO_SLOT, arena };
+    pub(crate) fn new(row_bytes: usize, arena: Arc<Arena>) -> Self {
+        let mut slabs = Self { row_bytes, shift: 0, slabs: Vec::new(), fresh: 0, free: NO_SLOT, arena };
         slabs.expect_rows(0);
         slabs
     }
@@ -251,24 +257,6 @@ impl Slabs {
         Some(unsafe { slab.add(offset * self.row_bytes) })
     }
 
-    /// The mark of a slot; None if there is no such slot, or no marks.
-    #[inline(always)]
-    pub(crate) fn mark(&self, slot: u32) -> Option<&AtomicU16> {
-        let SlabAddress(slab) = *self.slabs.get((slot >> self.shift) as usize).filter(|_| self.has_marks)?;
-        let marks = self.rows_per_slab() * self.row_bytes;
-        let offset = slot as usize & (self.rows_per_slab() - 1);
-        // SAFETY: `slab_bytes` has room for a mark per row behind the rows, and `offset` is below `rows_per_slab`.
-        let address = unsafe { slab.add(marks + offset * size_of::<AtomicU16>()) };
-        // SAFETY: even, as slabs are aligned and have an even number of rows; zero-filled at first; outside of all rows and only used as this atomic;
-        // kept by the arena while this `Slabs` lives.
-        Some(unsafe { address.cast().as_ref() })
-    }
-
-    /// The marks of all slots, used or not.
-    pub(crate) fn marks(&self) -> impl Iterator<Item = &AtomicU16> {
-        (0..self.num_slots() as u32).filter_map(|slot| self.mark(slot))
-    }
-
     /// The row in a slot; None if there is no such slot.
     #[inline(always)]
     pub(crate) fn row(&self, slot: u32) -> Option<&[u8]> {
@@ -305,14 +293,12 @@ pub(crate) fn too_large() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering::Relaxed;
-
     use hps_core::memory::MmapAllocator;
 
     use super::*;
 
     fn slabs(row_bytes: usize) -> Slabs {
-        Slabs::new(row_bytes, true, Arc::new(Arena::new(Arc::new(MmapAllocator))))
+        Slabs::new(row_bytes, Arc::new(Arena::new(Arc::new(MmapAllocator))))
     }
 
     fn take(slabs: &mut Slabs) -> u32 {
@@ -327,20 +313,16 @@ mod tests {
             let slots: Vec<u32> = (0..500).map(|_| take(&mut slabs)).collect();
             for &slot in &slots {
                 slabs.row_mut(slot).unwrap().fill(slot as u8 ^ (slot >> 8) as u8);
-                slabs.mark(slot).unwrap().store(slot as u16, Relaxed);
             }
             for &slot in &slots {
                 let row = slabs.row(slot).unwrap();
                 assert_eq!(row.len(), row_bytes);
-                assert_eq!(slabs.mark(slot).unwrap().load(Relaxed), slot as u16);
                 assert!(row.iter().all(|&byte| byte == slot as u8 ^ (slot >> 8) as u8));
                 if row_bytes % 16 == 0 {
                     assert_eq!(row.as_ptr() as usize % 16, 0);
                 }
             }
             assert!(slabs.row(NO_SLOT).is_none());
-            assert!(slabs.mark(NO_SLOT).is_none());
-            assert_eq!(slabs.marks().count(), slabs.num_slots());
         }
     }
 
@@ -360,7 +342,7 @@ mod tests {
     #[test]
     fn partitions_share_the_blocks_of_their_table() {
         let arena = Arc::new(Arena::new(Arc::new(MmapAllocator)));
-        let mut partitions: Vec<Slabs> = (0..4).map(|_| Slabs::new(64, false, Arc::clone(&arena))).collect();
+        let mut partitions: Vec<Slabs> = (0..4).map(|_| Slabs::new(64, Arc::clone(&arena))).collect();
         for round in 0..3_000u32 {
             for slabs in &mut partitions {
                 let slot = take(slabs);
@@ -371,7 +353,11 @@ mod tests {
             assert!((0..3_000).all(|slot| slabs.row(slot).unwrap().iter().all(|&byte| byte == slot as u8)));
         }
         let rows_bytes = 4 * 3_000 * 64;
-        assert!(arena.num_bytes() <= rows_bytes + 4 * SLAB_BYTES + MIN_BLOCK_BYTES, "{}", arena.num_bytes());
+        assert!(
+            arena.num_bytes() <= rows_bytes + 4 * SLAB_BYTES + 2 * MIN_BLOCK_BYTES,
+            "{}",
+            arena.num_bytes()
+        );
     }
 
     #[test]
@@ -386,6 +372,6 @@ mod tests {
         }
         assert_eq!(slabs.lacking(100_000).unwrap().0, 0);
         assert_eq!(slabs.arena.num_bytes(), taken);
-        assert!(taken < 100_000 * 130 * 65 / 64);
+        assert!(taken < 100_000 * 128 * 65 / 64);
     }
 }
