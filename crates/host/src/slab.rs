@@ -174,9 +174,7 @@ impl Slabs {
 
     /// Bytes of one slab in its arena; None if no memory could ever be that large.
     fn slab_bytes(&self) -> Option<usize> {
-        let bytes_per_row =
-            self.row_bytes.checked_add(if self.has_marks { size_of::<AtomicU16>() } else { 0 })?;
-        self.rows_per_slab().checked_mul(bytes_per_row)?.checked_next_multiple_of(ALIGNMENT)
+        self.rows_per_slab().checked_mul(self.row_bytes)?.checked_next_multiple_of(ALIGNMENT)
     }
 
     /// Slots that exist, used or not.
@@ -275,12 +273,12 @@ impl Slabs {
     }
 }
 
-/// Reserves room for `additional` items, growing by 1/64 only: doubling would waste more than the rows' budget.
+/// Reserves room for `additional` items. Grows by an eighth only: doubling could waste a quarter of a byte per row.
 pub(crate) fn reserve_slowly<T>(items: &mut Vec<T>, additional: usize) -> Result<()> {
     if items.capacity() - items.len() >= additional {
         return Ok(());
     }
-    items.try_reserve_exact(additional.max(items.len() / 64)).map_err(out_of_memory)
+    items.try_reserve_exact(additional.max(items.len() / 8)).map_err(out_of_memory)
 }
 
 pub(crate) fn out_of_memory(why: std::collections::TryReserveError) -> Error {

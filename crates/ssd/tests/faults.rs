@@ -1,4 +1,11 @@
 //! Disks and directories that fail: errors that name the place, and a process that lives on.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, which may fail like tests"
+)]
 
 mod common;
 

@@ -1,6 +1,13 @@
 //! `kill -9` at random moments of loads, replacements, commits and inserts.
 //!
 //! `HPS_SOAK_KILLS` says how often; 10 unless it is set.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, which may fail like tests"
+)]
 
 mod common;
 

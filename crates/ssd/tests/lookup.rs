@@ -1,4 +1,11 @@
 //! Lookups against an oracle, and while the table changes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, which may fail like tests"
+)]
 
 mod common;
 

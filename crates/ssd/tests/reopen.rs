@@ -1,4 +1,11 @@
 //! A second start rewrites nothing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, which may fail like tests"
+)]
 
 mod common;
 

@@ -1,4 +1,11 @@
 //! Databases that the predecessor wrote, and tables whose sizes are not those of the configuration.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, which may fail like tests"
+)]
 
 mod common;
 
