@@ -80,6 +80,7 @@ class TableStats(_TierSizes):
     ssd_hits: int
     missing: int
     promoted: int
+    promotions_dropped: int
 
 
 class ModelStats(TypedDict):

@@ -1,5 +1,6 @@
 //! From a configuration to an open store: the truth first, then what stands above it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +16,7 @@ use hps_core::update_clock::UpdateClock;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Result, TableId};
 use hps_host::{EvictionPolicy, HostSettings, HostTier};
 use hps_ssd::{SsdSettings, SsdTier};
+use parking_lot::Mutex;
 
 use crate::console::Console;
 use crate::registry::OpenStore;
@@ -63,6 +65,8 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     // All files are looked at before any database is opened or changed.
     let sources = if loads_files { Some(storage.open_sources(config)?) } else { None };
 
+    let database = config.persistent_db.as_ref().map(|settings| loading_lock(&settings.path));
+    let _alone = database.as_ref().map(|database| database.lock());
     let host = config.volatile_db.as_ref().map(|settings| open_host(settings, &storage.specs)).transpose()?;
     let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) = match (&config.persistent_db, host)
     {
@@ -112,13 +116,33 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     {
         for ((i, spec), clock) in storage.specs.iter().enumerate().zip(clocks.iter()) {
             let table = TableId(i as u32);
-            let max_rows = rows_to_cache(settings, truth.usage(table)?.rows);
-            fill_cache(cache.as_ref(), truth.as_ref(), table, spec, clock, max_rows, observer.as_ref())?;
+            let num_rows = truth.usage(table)?.rows;
+            let max_rows = rows_to_cache(settings, num_rows);
+            let expected = max_rows.map_or(num_rows, |max| max.min(num_rows));
+            fill_cache(
+                cache.as_ref(),
+                truth.as_ref(),
+                (table, spec),
+                clock,
+                max_rows,
+                expected,
+                observer.as_ref(),
+            )?;
         }
     }
     let promote_found = config.volatile_db.as_ref().is_some_and(|settings| settings.cache_missed_embeddings);
     let tiers = Tiers { specs: storage.specs, caches: cache.into_iter().collect(), truth, clocks };
     EmbeddingStore::new(storage.tables, tiers, promote_found, Arc::clone(observer))
+}
+
+/// Held while a store is opened on a database: a table is loaded by one store at a time, and the next one that names
+/// the same database finds it loaded.
+fn loading_lock(path: &Path) -> Arc<Mutex<()>> {
+    static LOADING: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    // What cannot be made or found is reported when the database is opened.
+    let _ = std::fs::create_dir_all(path);
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    Arc::clone(LOADING.lock().entry(path).or_default())
 }
 
 fn report(loaded: Loaded, spec: &TableSpec, observer: &Arc<dyn Observer>) {
@@ -130,14 +154,16 @@ fn report(loaded: Loaded, spec: &TableSpec, observer: &Arc<dyn Observer>) {
 }
 
 /// How many of a table's rows the host tier is filled with: the configured share, but not more than fit without
-/// evicting again what was just read.
-fn rows_to_cache(settings: &VolatileDbConfig, num_rows: u64) -> u64 {
-    let share = (num_rows as f64 * settings.initial_cache_rate).ceil() as u64;
+/// evicting again what was just read. None for all.
+fn rows_to_cache(settings: &VolatileDbConfig, num_rows: u64) -> Option<u64> {
+    let share = (settings.initial_cache_rate < 1.0)
+        .then(|| (num_rows as f64 * settings.initial_cache_rate).ceil() as u64);
     if settings.overflow_margin == u64::MAX {
         return share;
     }
     let capacity = settings.overflow_margin.saturating_mul(settings.num_partitions as u64);
-    share.min((capacity as f64 * settings.overflow_resolution_target) as u64)
+    let capacity = (capacity as f64 * settings.overflow_resolution_target) as u64;
+    Some(share.map_or(capacity, |share| share.min(capacity)))
 }
 
 fn open_host(settings: &VolatileDbConfig, specs: &[TableSpec]) -> Result<Arc<HostTier>> {

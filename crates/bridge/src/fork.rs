@@ -23,6 +23,10 @@ unsafe extern "C" {
 
 extern "C" fn in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
+    // Registered here, it is the last one, whatever was made before the fork and however far an opening had come.
+    // SAFETY: the handler is a plain function that stays valid, as the library is never unloaded; glibc has made its
+    // allocator usable again before it calls us.
+    unsafe { on_exit(at_exit, std::ptr::null_mut()) };
 }
 
 extern "C" fn at_exit(status: c_int, _: *mut c_void) {
@@ -37,23 +41,13 @@ extern "C" fn at_exit(status: c_int, _: *mut c_void) {
 /// Notes that this process opens stores.
 pub(crate) fn note_open() {
     WATCH.call_once(|| {
-        // SAFETY: the handler is a plain function that touches one atomic, which is all that a handler in the child
-        // of a threaded process may do; the library is never unloaded (-z nodelete).
+        // SAFETY: the handler is a plain function that takes none of our locks; the library is never unloaded
+        // (-z nodelete).
         unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     });
     let this = FORKS.load(Ordering::Relaxed) + 1;
     // Fails if it was noted before; then it must not change.
     let _ = OPENED_IN.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed);
-}
-
-/// Notes that a store was opened, and with it RocksDB's static objects made: what is registered now runs before their
-/// destructors.
-pub(crate) fn note_opened() {
-    static REGISTER: Once = Once::new();
-    REGISTER.call_once(|| {
-        // SAFETY: the handler is a plain function that stays valid, as the library is never unloaded.
-        unsafe { on_exit(at_exit, std::ptr::null_mut()) };
-    });
 }
 
 /// Refuses to go on in a child of the process that opened stores. Takes no lock: any lock may be held for ever here.

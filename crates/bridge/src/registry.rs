@@ -1,5 +1,6 @@
 //! Which stores are open: by the name that lookups use, and by the canonical path of their configuration.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -32,7 +33,7 @@ pub fn registry() -> &'static Registry {
 /// See [`registry`].
 #[derive(Default)]
 pub struct Registry {
-    /// Names that were resolved before. Read by every lookup, without a lock.
+    /// Names that were resolved before, made absolute. Read by every lookup, without a lock.
     by_name: ArcSwap<HashMap<String, Arc<Slot>>>,
     by_path: Mutex<HashMap<PathBuf, Arc<Slot>>>,
 }
@@ -63,7 +64,8 @@ impl Registry {
     /// `Closed` in a forked child; `Config` and whatever opening reports.
     pub fn store(&self, ps_config_file: &str) -> Result<Guard<Option<Arc<OpenStore>>>> {
         fork::check()?;
-        if let Some(slot) = self.by_name.load().get(ps_config_file) {
+        let name = absolute(ps_config_file);
+        if let Some(slot) = self.by_name.load().get(name.as_ref()) {
             let open = slot.open.load();
             if open.is_some() {
                 return Ok(open);
@@ -73,7 +75,7 @@ impl Registry {
         let open = slot.open_once()?;
         self.by_name.rcu(|names| {
             let mut names = HashMap::clone(names);
-            names.insert(ps_config_file.to_owned(), Arc::clone(&slot));
+            names.insert(name.clone().into_owned(), Arc::clone(&slot));
             names
         });
         Ok(open)
@@ -85,22 +87,22 @@ impl Registry {
     /// `NotFound` if it is not open; `Closed` in a forked child; `Config` if the name leads nowhere.
     pub fn close(&self, ps_config_file: &str) -> Result<()> {
         fork::check()?;
-        let known = self.by_name.load().get(ps_config_file).cloned();
-        let slot = known.map_or_else(|| self.slot(ps_config_file), Ok)?;
+        let slot = self.known_slot(ps_config_file)?;
         if slot.close() {
             return Ok(());
         }
         Err(Error::new(ErrorKind::NotFound, "the store is not open").at("configuration", slot.file.display()))
     }
 
-    /// Closes every store.
+    /// Closes every store that is open. One that is being opened is not waited for: at exit that could take as long as
+    /// loading it.
     ///
     /// # Errors
     /// `Closed` in a forked child.
     pub fn close_all(&self) -> Result<()> {
         fork::check()?;
         let slots: Vec<_> = self.by_path.lock().values().cloned().collect();
-        for slot in slots {
+        for slot in slots.iter().filter(|slot| slot.open.load().is_some()) {
             slot.close();
         }
         Ok(())
@@ -112,8 +114,7 @@ impl Registry {
     /// `NotFound` if it is not open; `Closed` in a forked child; `Config` if the name leads nowhere.
     pub fn open_store(&self, ps_config_file: &str) -> Result<Arc<OpenStore>> {
         fork::check()?;
-        let known = self.by_name.load().get(ps_config_file).cloned();
-        let slot = known.map_or_else(|| self.slot(ps_config_file), Ok)?;
+        let slot = self.known_slot(ps_config_file)?;
         slot.open.load_full().ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
@@ -121,6 +122,12 @@ impl Registry {
             )
             .at("configuration", slot.file.display())
         })
+    }
+
+    /// The slot that lookups by this name use, even if the file is gone meanwhile.
+    fn known_slot(&self, ps_config_file: &str) -> Result<Arc<Slot>> {
+        let known = self.by_name.load().get(absolute(ps_config_file).as_ref()).cloned();
+        known.map_or_else(|| self.slot(ps_config_file), Ok)
     }
 
     fn slot(&self, ps_config_file: &str) -> Result<Arc<Slot>> {
@@ -153,7 +160,6 @@ impl Slot {
 
         fork::note_open();
         let opened = guard::no_panic(|| assemble::open(Path::new(&self.file)));
-        fork::note_opened();
 
         let mut state = self.state.lock();
         state.is_changing = false;
@@ -182,13 +188,34 @@ impl Slot {
         let Some(open) = self.open.swap(None) else { return false };
         state.is_changing = true;
         drop(state);
+        // Even if closing panics, the store can be opened again.
+        let _done = Changed(self);
         // Lookups that began before the swap hold references. They take milliseconds; nobody new can come.
         while Arc::strong_count(&open) > 1 {
             std::thread::sleep(Duration::from_millis(1));
         }
         drop(open);
-        self.state.lock().is_changing = false;
-        self.changed.notify_all();
         true
+    }
+}
+
+/// Ends a change of a slot when it is dropped.
+struct Changed<'s>(&'s Slot);
+
+impl Drop for Changed<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().is_changing = false;
+        self.0.changed.notify_all();
+    }
+}
+
+/// A relative name means another file after the working directory has changed; an absolute one does not.
+fn absolute(ps_config_file: &str) -> Cow<'_, str> {
+    if ps_config_file.starts_with('/') {
+        return Cow::Borrowed(ps_config_file);
+    }
+    match std::env::current_dir() {
+        Ok(directory) => Cow::Owned(directory.join(ps_config_file).to_string_lossy().into_owned()),
+        Err(_) => Cow::Borrowed(ps_config_file),
     }
 }

@@ -25,6 +25,7 @@ pub(crate) fn stats_json(open: &OpenStore) -> Result<String> {
             "ssd_hits": counts.hits(TierKind::Ssd),
             "missing": counts.missing,
             "promoted": table.promoted,
+            "promotions_dropped": table.promotions_dropped,
         });
         if let Some(fields) = entry.as_object_mut() {
             for (kind, usage) in table.usage {

@@ -10,7 +10,7 @@
 //! (the predecessor's)                                           the keys that only the files have, write a record
 //! ```
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use crate::batch::Batch;
@@ -89,6 +89,11 @@ pub fn load_table(
                 ));
                 Ok(Loaded::AlreadyHeld)
             }
+            Compared::Changed if truth.is_shared(table) => Err(Error::new(
+                ErrorKind::Config,
+                "another open store of this process serves this table of the same database, loaded from other model files; \
+                 close it first, or give the new files a database of their own (persistent_db.path)",
+            )),
             Compared::Changed => {
                 observer.info(&format!("{}: the model files have changed; replacing the table", spec.name));
                 loader.load()
@@ -133,6 +138,14 @@ impl Loader<'_> {
             record.sources.push(SourceRecord::new(&source.files, checksum));
         }
         let rows = load.commit(&record.to_text())?;
+        let held = self.truth.usage(self.table)?.rows;
+        if held < rows {
+            self.observer.warn(&format!(
+                "{}: only {held} of {rows} rows fit below overflow_margin, and there is no persistent_db to hold the \
+                 others: their keys get the default row",
+                self.spec.name
+            ));
+        }
         let repeated = self.num_keys().saturating_sub(rows).saturating_sub(shared);
         if repeated > 0 {
             self.observer.warn(&format!(
@@ -145,11 +158,11 @@ impl Loader<'_> {
     }
 
     /// Fused tables share one key space. Looks for keys of source `number` that an earlier source holds: with the
-    /// same row they are counted, with another row the configuration is refused.
+    /// same row they are counted, each time that they occur; with another row the configuration is refused.
     fn check_shared_keys(&self, load: &dyn TableLoad, number: usize, source: &Source) -> Result<u64> {
         let size = self.spec.row_bytes;
         let mut found = vec![];
-        let mut shared = HashSet::new();
+        let mut shared = 0;
         source.files.read(&mut |keys, rows| {
             found.resize(keys.len() * size, 0);
             let mut found_rows = rows_mut(&mut found, size)?;
@@ -163,11 +176,11 @@ impl Loader<'_> {
                 if found_rows.as_rows().get(i) != Some(row) {
                     return Err(self.conflict(number, source, *key));
                 }
-                shared.insert(*key);
+                shared += 1;
             }
             Ok(())
         })?;
-        Ok(shared.len() as u64)
+        Ok(shared)
     }
 
     fn conflict(&self, number: usize, source: &Source, key: Key) -> Error {
@@ -195,7 +208,8 @@ impl Loader<'_> {
     fn adopt(&self) -> Result<Loaded> {
         let size = self.spec.row_bytes;
         let mut found = vec![];
-        let mut absent: HashSet<Key> = HashSet::new();
+        // Keys that the database lacks, and the source that they were added from.
+        let mut absent: HashMap<Key, Option<usize>> = HashMap::new();
         let mut done = 0;
         let mut record = TableRecord { sources: Vec::new() };
         for source in self.sources {
@@ -208,43 +222,67 @@ impl Loader<'_> {
                     &mut rows_mut(&mut found, size)?,
                     &mut misses,
                 )?;
-                absent.extend(misses.iter().filter_map(|&position| keys.get(position as usize)));
+                absent.try_reserve(misses.len()).map_err(|why| {
+                    Error::new(
+                        ErrorKind::OutOfMemory,
+                        "too many keys of the model files are not in the database",
+                    )
+                    .caused_by(why)
+                })?;
+                let missed = misses.iter().filter_map(|&position| keys.get(position as usize));
+                absent.extend(missed.map(|&key| (key, None)));
                 done += keys.len() as u64;
                 self.progress("checking", done);
                 Ok(())
             })?;
             record.sources.push(SourceRecord::new(&source.files, checksum));
         }
-        if !absent.is_empty() {
+        let added = absent.len() as u64;
+        if added > 0 {
             self.observer.warn(&format!(
-                "{}: the database lacks {} of the keys in the model files; adding them",
-                self.spec.name,
-                absent.len()
+                "{}: the database lacks {added} of the keys in the model files; adding them",
+                self.spec.name
             ));
-            self.add(&absent)?;
+            for (number, source) in self.sources.iter().enumerate() {
+                self.add(&mut absent, number, source)?;
+            }
         }
         self.truth.set_record(self.table, &record.to_text())?;
         self.observer.info(&format!("{}: took over the rows that the database holds", self.spec.name));
-        Ok(Loaded::Adopted { added: absent.len() as u64 })
+        Ok(Loaded::Adopted { added })
     }
 
-    fn add(&self, absent: &HashSet<Key>) -> Result<()> {
-        for source in self.sources {
-            source.files.read(&mut |keys, rows| {
-                let mut new_keys = Vec::new();
-                let mut new_rows = Vec::new();
-                for (key, row) in keys.iter().zip(rows.iter()) {
-                    if absent.contains(key) {
+    /// Adds the rows of one source whose keys the database lacked. The last row of a key counts; sources must agree.
+    fn add(&self, absent: &mut HashMap<Key, Option<usize>>, number: usize, source: &Source) -> Result<()> {
+        let size = self.spec.row_bytes;
+        source.files.read(&mut |keys, rows| {
+            let mut new_keys = Vec::new();
+            let mut new_rows = Vec::new();
+            for (key, row) in keys.iter().zip(rows.iter()) {
+                match absent.get_mut(key) {
+                    None => continue,
+                    Some(Some(earlier)) if *earlier != number => {
+                        let mut held = vec![0; size];
+                        let mut misses = Vec::new();
+                        let one = std::slice::from_ref(key);
+                        let batch = Batch::all(one);
+                        self.truth.lookup(self.table, batch, &mut rows_mut(&mut held, size)?, &mut misses)?;
+                        if held != row {
+                            return Err(self.conflict(number, source, *key));
+                        }
+                    }
+                    Some(added) => {
+                        *added = Some(number);
                         new_keys.push(*key);
                         new_rows.extend_from_slice(row);
                     }
                 }
-                if new_keys.is_empty() {
-                    return Ok(());
-                }
-                self.truth.insert(self.table, &new_keys, self::rows(&new_rows, self.spec.row_bytes)?)
-            })?;
-        }
+            }
+            if new_keys.is_empty() {
+                return Ok(());
+            }
+            self.truth.insert(self.table, &new_keys, self::rows(&new_rows, size)?)
+        })?;
         Ok(())
     }
 }
@@ -261,27 +299,32 @@ fn uneven() -> Error {
     Error::new(ErrorKind::Internal, "a buffer is no whole number of rows")
 }
 
-/// Carries up to `max_rows` rows of a table from the truth into a cache tier. Returns how many were carried.
+/// Carries rows of a table from the truth into a cache tier: all, or up to `max_rows`. `expected_rows` says how many that
+/// will probably be. Returns how many were carried.
 ///
 /// # Errors
 /// Whatever the tiers report.
 pub fn fill_cache(
     cache: &dyn CacheTier,
     truth: &dyn TruthTier,
-    table: TableId,
-    spec: &TableSpec,
+    table: (TableId, &TableSpec),
     clock: &UpdateClock,
-    max_rows: u64,
+    max_rows: Option<u64>,
+    expected_rows: u64,
     observer: &dyn Observer,
 ) -> Result<u64> {
-    if max_rows == 0 {
+    let (table, spec) = table;
+    if max_rows == Some(0) {
         return Ok(0);
     }
-    cache.reserve(table, max_rows)?;
+    cache.reserve(table, expected_rows)?;
     let snapshot = clock.snapshot();
     let mut carried = 0;
+    let report =
+        |done, total| observer.progress(Progress { what: "warming", table: &spec.name, done, total });
     truth.scan(table, &mut |keys, rows| {
-        let wanted = usize::try_from(max_rows - carried).unwrap_or(usize::MAX).min(keys.len());
+        let left = max_rows.map_or(u64::MAX, |max| max - carried);
+        let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(keys.len());
         let (Some(keys), Some(bytes)) = (keys.get(..wanted), rows.bytes().get(..wanted * rows.row_bytes()))
         else {
             return Err(uneven());
@@ -289,8 +332,10 @@ pub fn fill_cache(
         let rows = self::rows(bytes, rows.row_bytes())?;
         cache.promote(table, Promotion { keys, rows, clock, snapshot: &snapshot })?;
         carried += wanted as u64;
-        observer.progress(Progress { what: "warming", table: &spec.name, done: carried, total: max_rows });
-        Ok(if carried < max_rows { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        // The end is told when it is reached, as the expected number may be an estimate.
+        report(carried, expected_rows.max(carried + 1));
+        Ok(if wanted as u64 == left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
+    report(carried, carried);
     Ok(carried)
 }

@@ -1,6 +1,6 @@
 //! Carries rows up behind the lookups that found them: one thread, one bounded queue.
 //!
-//! A lookup never waits for it: when the queue is full, rows are not promoted this time and counted as dropped.
+//! A lookup never waits for it: rows that the queue has no room for are not promoted this time, and counted as dropped.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +17,11 @@ use crate::row::Rows;
 use crate::tier::{CacheTier, Promotion};
 use crate::update_clock::{ClockSnapshot, UpdateClock};
 
-/// Rows waiting for promotion take at most this much memory.
+/// What waits for promotion takes at most this much memory.
 const MAX_QUEUED_BYTES: usize = 64 << 20;
+/// A lookup's rows are queued in pieces of about this size: small enough that a large lookup is promoted in part when the
+/// queue is nearly full.
+pub(crate) const PIECE_BYTES: usize = 4 << 20;
 
 /// Rows that a lookup found below a cache tier.
 pub(crate) struct Found {
@@ -32,9 +35,28 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn num_bytes(&self) -> usize {
-        self.rows.len() + self.keys.len() * size_of::<Key>()
+    /// Room for `num_rows` rows; None if memory cannot be had.
+    pub(crate) fn with_capacity(
+        table: TableId,
+        cache: usize,
+        row_bytes: usize,
+        snapshot: &Arc<ClockSnapshot>,
+        num_rows: usize,
+    ) -> Option<Self> {
+        let (mut keys, mut rows) = (Vec::new(), Vec::new());
+        keys.try_reserve_exact(num_rows).ok()?;
+        rows.try_reserve_exact(num_rows.checked_mul(row_bytes)?).ok()?;
+        Some(Self { table, keys, rows, row_bytes, snapshot: Arc::clone(snapshot), cache })
     }
+
+    fn num_bytes(&self) -> usize {
+        bytes_for(self.keys.len(), self.row_bytes)
+    }
+}
+
+/// Memory of `num_rows` queued rows. The snapshot is shared by the pieces of one lookup; most lookups are one piece.
+fn bytes_for(num_rows: usize, row_bytes: usize) -> usize {
+    num_rows * (row_bytes + size_of::<Key>()) + ClockSnapshot::NUM_BYTES + size_of::<Found>()
 }
 
 struct Queue {
@@ -52,7 +74,8 @@ struct Shared {
     clocks: Arc<[UpdateClock]>,
     /// Rows promoted, by table.
     promoted: Vec<AtomicU64>,
-    dropped: AtomicU64,
+    /// Rows not promoted for want of room, by table.
+    dropped: Vec<AtomicU64>,
     observer: Arc<dyn Observer>,
 }
 
@@ -78,8 +101,8 @@ impl Promoter {
             changed: Condvar::new(),
             caches,
             promoted: clocks.iter().map(|_| AtomicU64::new(0)).collect(),
+            dropped: clocks.iter().map(|_| AtomicU64::new(0)).collect(),
             clocks,
-            dropped: AtomicU64::new(0),
             observer,
         });
         let for_thread = Arc::clone(&shared);
@@ -92,16 +115,25 @@ impl Promoter {
         Ok(Self { shared, thread: Some(thread) })
     }
 
+    /// True if there is room for that many rows now: asked before they are copied.
+    pub(crate) fn has_room(&self, num_rows: usize, row_bytes: usize) -> bool {
+        self.shared.queue.lock().queued_bytes + bytes_for(num_rows, row_bytes) <= MAX_QUEUED_BYTES
+    }
+
+    /// Counts rows that were not promoted.
+    pub(crate) fn drop_rows(&self, table: TableId, num_rows: usize) {
+        if let Some(dropped) = self.shared.dropped.get(table.index()) {
+            dropped.fetch_add(num_rows as u64, Ordering::Relaxed);
+        }
+    }
+
     /// Queues rows for promotion, or drops them if the queue is full.
     pub(crate) fn offer(&self, found: Found) {
-        if found.keys.is_empty() {
-            return;
-        }
         let num_bytes = found.num_bytes();
         let mut queue = self.shared.queue.lock();
         if queue.is_closed || queue.queued_bytes + num_bytes > MAX_QUEUED_BYTES {
             drop(queue);
-            self.shared.dropped.fetch_add(found.keys.len() as u64, Ordering::Relaxed);
+            self.drop_rows(found.table, found.keys.len());
             return;
         }
         queue.queued_bytes += num_bytes;
@@ -118,8 +150,12 @@ impl Promoter {
         }
     }
 
-    pub(crate) fn promoted(&self, table: TableId) -> u64 {
-        self.shared.promoted.get(table.index()).map_or(0, |number| number.load(Ordering::Relaxed))
+    /// Rows of a table that were promoted, and rows that were dropped for want of room.
+    pub(crate) fn counts(&self, table: TableId) -> (u64, u64) {
+        let read = |numbers: &[AtomicU64]| {
+            numbers.get(table.index()).map_or(0, |number| number.load(Ordering::Relaxed))
+        };
+        (read(&self.shared.promoted), read(&self.shared.dropped))
     }
 }
 

@@ -89,6 +89,8 @@ pub struct TableStats {
     pub counts: LookupCounts,
     /// Rows of the storage table that were carried up into a cache tier after a lookup.
     pub promoted: u64,
+    /// Rows of the storage table that were not, because too many were waiting.
+    pub promotions_dropped: u64,
     /// What each tier holds of the storage table, fastest first.
     pub usage: Vec<(TierKind, TierUsage)>,
 }

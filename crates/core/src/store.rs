@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::batch::{Batch, MAX_BATCH_KEYS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, TableId};
 use crate::observer::Observer;
-use crate::promoter::{Found, Promoter};
+use crate::promoter::{Found, PIECE_BYTES, Promoter};
 use crate::row::{Rows, RowsMut};
 use crate::stats::{LookupCounters, LookupCounts, TableStats};
 use crate::tier::{CacheTier, TableSpec, TruthTier};
@@ -238,30 +238,35 @@ impl EmbeddingStore {
     ) {
         let (Some(promoter), Some(snapshot)) = (&self.promoter, snapshot) else { return };
         let snapshot = Arc::new(snapshot);
+        let row_bytes = table.row_bytes();
+        let missing_len = missing.len();
         let rows = rows.as_rows();
         for (cache, missed) in missed.iter().enumerate() {
-            let row_bytes = table.row_bytes();
-            let num_found = missed.len().saturating_sub(missing.len());
-            let mut found = Found {
-                table: table.storage,
-                keys: Vec::with_capacity(num_found),
-                rows: Vec::with_capacity(num_found * row_bytes),
-                row_bytes,
-                snapshot: Arc::clone(&snapshot),
-                cache,
-            };
             // Both lists ascend.
             let mut missing = missing.iter().copied().peekable();
-            for &position in missed {
-                if missing.next_if_eq(&position).is_some() {
-                    continue;
+            let mut found = missed.iter().filter(|&&position| missing.next_if_eq(&position).is_none());
+            let mut left = missed.len().saturating_sub(missing_len);
+            while left > 0 {
+                let num_rows = left.min((PIECE_BYTES / row_bytes).max(1));
+                let piece = if promoter.has_room(num_rows, row_bytes) {
+                    Found::with_capacity(table.storage, cache, row_bytes, &snapshot, num_rows)
+                } else {
+                    None
+                };
+                let Some(mut piece) = piece else {
+                    promoter.drop_rows(table.storage, left);
+                    break;
+                };
+                for &position in found.by_ref().take(num_rows) {
+                    if let (Some(key), Some(row)) = (keys.get(position as usize), rows.get(position as usize))
+                    {
+                        piece.keys.push(*key);
+                        piece.rows.extend_from_slice(row);
+                    }
                 }
-                if let (Some(key), Some(row)) = (keys.get(position as usize), rows.get(position as usize)) {
-                    found.keys.push(*key);
-                    found.rows.extend_from_slice(row);
-                }
+                promoter.offer(piece);
+                left -= num_rows;
             }
-            promoter.offer(found);
         }
     }
 
@@ -269,20 +274,21 @@ impl EmbeddingStore {
     /// lookup sees the old rows any more. Of a repeated key the last row wins.
     ///
     /// # Errors
-    /// `InvalidArgument` for sizes that do not fit; whatever a tier reports. After an error some keys may have been
-    /// written in the truth; the caches hold nothing else than the truth does.
+    /// `InvalidArgument` for sizes that do not fit; `Unsupported` if another open store serves the table from the same
+    /// database; whatever a tier reports. After an error some keys may have been written in the truth; the caches
+    /// hold nothing else than the truth does.
     pub fn insert(&self, table: TableId, keys: &[Key], rows: Rows<'_>) -> Result<()> {
-        let _one_at_a_time = self.writer(table)?.lock();
+        let _one_at_a_time = self.begin_write(table)?;
         let written = self.truth.insert(table, keys, rows);
         self.advance(table, keys)?;
-        for cache in self.caches.iter().rev() {
-            match &written {
-                Ok(()) => cache.update(table, keys, rows)?,
-                // What the truth holds now is unknown: the caches must ask it again.
-                Err(_) => cache.erase(table, keys)?,
-            }
-        }
-        written
+        self.write_caches(written, |cache, written| match written {
+            // What the truth holds after a failure is unknown: the caches must ask it again.
+            false => cache.erase(table, keys),
+            true => cache.update(table, keys, rows).or_else(|failure| {
+                cache.erase(table, keys)?;
+                Err(failure)
+            }),
+        })
     }
 
     /// Removes keys from all tiers. When it returns, lookups get the default row for them.
@@ -290,13 +296,20 @@ impl EmbeddingStore {
     /// # Errors
     /// As [`EmbeddingStore::insert`].
     pub fn erase(&self, table: TableId, keys: &[Key]) -> Result<()> {
-        let _one_at_a_time = self.writer(table)?.lock();
+        let _one_at_a_time = self.begin_write(table)?;
         let written = self.truth.erase(table, keys);
         self.advance(table, keys)?;
-        for cache in self.caches.iter().rev() {
-            cache.erase(table, keys)?;
-        }
-        written
+        self.write_caches(written, |cache, _| cache.erase(table, keys))
+    }
+
+    /// Follows a write of the truth up through all caches, whatever fails on the way; returns the first failure.
+    fn write_caches(
+        &self,
+        written: Result<()>,
+        write: impl Fn(&dyn CacheTier, bool) -> Result<()>,
+    ) -> Result<()> {
+        let is_written = written.is_ok();
+        self.caches.iter().rev().fold(written, |first, cache| first.and(write(cache.as_ref(), is_written)))
     }
 
     /// Waits until every row that a finished lookup offered for promotion was promoted or dropped.
@@ -320,6 +333,8 @@ impl EmbeddingStore {
             usage.push((cache.kind(), cache.usage(table.storage)?));
         }
         usage.push((self.truth.kind(), self.truth.usage(table.storage)?));
+        let (promoted, promotions_dropped) =
+            self.promoter.as_ref().map_or((0, 0), |promoter| promoter.counts(table.storage));
         Ok(TableStats {
             model: table.model.clone(),
             table_id: table.table_id,
@@ -331,15 +346,25 @@ impl EmbeddingStore {
                 .unwrap_or_default(),
             dim: table.dim,
             counts: table.counters.read(),
-            promoted: self.promoter.as_ref().map_or(0, |promoter| promoter.promoted(table.storage)),
+            promoted,
+            promotions_dropped,
             usage,
         })
     }
 
-    fn writer(&self, table: TableId) -> Result<&Mutex<()>> {
-        self.writers.get(table.index()).ok_or_else(|| {
+    /// Lets one writer of a table go on.
+    fn begin_write(&self, table: TableId) -> Result<MutexGuard<'_, ()>> {
+        let writer = self.writers.get(table.index()).ok_or_else(|| {
             Error::new(ErrorKind::InvalidArgument, format!("there is no storage table {}", table.index()))
-        })
+        })?;
+        if self.truth.is_shared(table) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "another open store of this process caches this table of the same database and would keep its old rows; \
+                 close it before writing",
+            ));
+        }
+        Ok(writer.lock())
     }
 
     fn advance(&self, table: TableId, keys: &[Key]) -> Result<()> {

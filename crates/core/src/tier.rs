@@ -160,10 +160,11 @@ pub trait TruthTier: Tier {
     fn set_record(&self, table: TableId, record: &str) -> Result<()>;
 
     /// Begins to load the table anew, beside what is held: readers keep seeing the old rows until
-    /// [`TableLoad::commit`]. Only one load of a table at a time.
+    /// [`TableLoad::commit`]. Only one load of a table at a time; rows inserted meanwhile belong to the old table and
+    /// vanish with it.
     ///
     /// # Errors
-    /// `Storage`; `Unsupported` if the tier was opened read-only.
+    /// `Storage`; `Unsupported` if the tier was opened read-only or the table is being loaded already.
     fn begin_load(&self, table: TableId, expected_rows: u64) -> Result<Box<dyn TableLoad + '_>>;
 
     /// Shows every row once, in an order of the tier's choice. Rows written during the scan may be seen old or new.
@@ -174,6 +175,12 @@ pub trait TruthTier: Tier {
 
     /// True if nothing can be written.
     fn is_read_only(&self) -> bool;
+
+    /// True if another tier of this process serves the same table from the same medium: a write here would leave the
+    /// caches above the other one stale.
+    fn is_shared(&self, _table: TableId) -> bool {
+        false
+    }
 }
 
 /// A table that is being loaded. Dropped without commit, it leaves what was held before.

@@ -30,6 +30,11 @@ pub struct ClockSnapshot {
     stripes: Box<[u64]>,
 }
 
+impl ClockSnapshot {
+    /// Memory that one takes.
+    pub(crate) const NUM_BYTES: usize = STRIPES * size_of::<u64>();
+}
+
 #[inline]
 fn stripe_of(key: Key) -> usize {
     // The upper bits: the lower ones choose the partition, and keys of one partition should spread over stripes.

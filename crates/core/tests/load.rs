@@ -137,6 +137,25 @@ fn the_predecessors_rows_are_taken_over_and_completed() {
 }
 
 #[test]
+fn sources_that_disagree_on_a_key_are_refused_when_the_predecessors_rows_are_taken_over() {
+    let home = tempfile::tempdir().unwrap();
+    let tier = tier();
+    tier.insert(TABLE, &[1], Rows::new(&row_of(1, 5, SIZE), SIZE).unwrap()).unwrap();
+    tier.forget_record(TABLE);
+    let first = source(&home.path().join("users"), &[1, 7, 8], 1);
+    let same = source(&home.path().join("items"), &[8, 9], 1);
+    let other = source(&home.path().join("genres"), &[7], 2);
+    let error = load(&tier, &[first.clone(), same.clone(), other]).unwrap_err().to_string();
+    assert!(
+        error.contains("\"users\"") && error.contains("\"genres\"") && error.contains("key 7"),
+        "{error}"
+    );
+    tier.forget_record(TABLE);
+    load(&tier, &[first, same]).unwrap();
+    assert_eq!(tier.row(TABLE, 9), Some(row_of(9, 1, SIZE)));
+}
+
+#[test]
 fn a_read_only_truth_is_served_as_it_is_or_refused() {
     let home = tempfile::tempdir().unwrap();
     let mut tier = tier();
@@ -181,10 +200,14 @@ fn a_cache_is_filled_from_the_truth_up_to_a_limit_and_never_with_stale_rows() {
     truth.insert(TABLE, &keys, Rows::new(&rows_of(&keys, 1, SIZE), SIZE).unwrap()).unwrap();
     let cache = MapTier::new(TierKind::Host, &[spec()]);
     let clock = UpdateClock::default();
-    let fill = |limit| fill_cache(&cache, truth.as_ref(), TABLE, &spec(), &clock, limit, &Silent).unwrap();
-    assert_eq!(fill(0), 0);
-    assert_eq!(fill(250), 250);
+    let fill = |limit, expected| {
+        fill_cache(&cache, truth.as_ref(), (TABLE, &spec()), &clock, limit, expected, &Silent).unwrap()
+    };
+    assert_eq!(fill(Some(0), 0), 0);
+    assert_eq!(fill(Some(250), 250), 250);
     assert_eq!(cache.usage(TABLE).unwrap().rows, 250);
+    assert_eq!(fill(None, 3), 1_000, "without a limit all rows are carried, whatever was expected");
+    assert_eq!(cache.usage(TABLE).unwrap().rows, 1_000);
     cache.erase(TABLE, &keys).unwrap();
 
     // All keys are written while the scan is under way: what was read before must not be carried up.
@@ -210,7 +233,7 @@ fn a_cache_is_filled_from_the_truth_up_to_a_limit_and_never_with_stale_rows() {
             written.store(true, Ordering::SeqCst);
             done.send(()).unwrap();
         });
-        fill_cache(&cache, truth.as_ref(), TABLE, &spec(), clock_ref, u64::MAX, &Silent).unwrap();
+        fill_cache(&cache, truth.as_ref(), (TABLE, &spec()), clock_ref, None, 10, &Silent).unwrap();
     });
     assert!(written.load(Ordering::SeqCst));
     assert_eq!(cache.usage(TABLE).unwrap().rows, 0);

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use hps_core::observer::Silent;
 use hps_core::store::{Table, Tiers};
 use hps_core::testing::{MapTier, row_of, rows_of};
-use hps_core::tier::{CacheTier, TableSpec, Tier, TierKind, TruthTier};
+use hps_core::tier::{CacheTier, Promotion, TableSpec, Tier, TierKind, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Key, KeyWidth, Rows, RowsMut, TableId};
 
@@ -17,6 +17,7 @@ const SIZE: usize = DIM * 4;
 const TABLE: TableId = TableId(0);
 
 struct Fixture {
+    clocks: Arc<[UpdateClock]>,
     host: Arc<MapTier>,
     ssd: Arc<MapTier>,
     store: Arc<EmbeddingStore>,
@@ -31,16 +32,17 @@ fn fixture(promote_found: bool) -> Fixture {
     let rows = rows_of(&keys, 1, SIZE);
     ssd.insert(TABLE, &keys, Rows::new(&rows, SIZE).unwrap()).unwrap();
     host.insert(TABLE, &keys[..10], Rows::new(&rows[..10 * SIZE], SIZE).unwrap()).unwrap();
+    let clocks: Arc<[UpdateClock]> = Arc::new([UpdateClock::default()]);
     let tiers = Tiers {
         specs,
         caches: vec![Arc::clone(&host) as Arc<dyn CacheTier>],
         truth: Arc::clone(&ssd) as Arc<dyn TruthTier>,
-        clocks: Arc::new([UpdateClock::default()]),
+        clocks: Arc::clone(&clocks),
     };
     let tables =
         vec![Table::new("m", 1, "other", TABLE, DIM, 0.25), Table::new("m", 0, "t", TABLE, DIM, -1.5)];
     let store = Arc::new(EmbeddingStore::new(tables, tiers, promote_found, Arc::new(Silent)).unwrap());
-    Fixture { host, ssd, store }
+    Fixture { clocks, host, ssd, store }
 }
 
 impl Fixture {
@@ -217,6 +219,96 @@ fn after_a_failed_write_caches_hold_nothing_that_the_truth_may_not() {
     let row = row_of(5, 9, SIZE);
     assert!(fixture.store.insert(TABLE, &[5], Rows::new(&row, SIZE).unwrap()).is_err());
     assert_eq!(fixture.lookup(&[5]), (vec![row_of(5, 1, SIZE)], (0, 1, 0)));
+}
+
+/// The clock must have advanced before the caches are written. A stale row is promoted at the last moment before that
+/// write: the promotion must either be dropped or be overwritten.
+#[test]
+fn a_promotion_just_before_a_cache_is_updated_leaves_no_stale_row() {
+    for erase in [false, true] {
+        let fixture = fixture(true);
+        let (host, clocks) = (Arc::clone(&fixture.host), Arc::clone(&fixture.clocks));
+        let snapshot = fixture.clocks[0].snapshot();
+        let operation_of_the_write = if erase { "erase" } else { "update" };
+        let promoted_before = Arc::new(AtomicU64::new(0));
+        let promoted = Arc::clone(&promoted_before);
+        let weak = Arc::downgrade(&host);
+        fixture.host.set_hook(move |operation| {
+            if operation == operation_of_the_write {
+                let old = row_of(15, 1, SIZE);
+                let rows = Rows::new(&old, SIZE).unwrap();
+                let promotion = Promotion { keys: &[15], rows, clock: &clocks[0], snapshot: &snapshot };
+                promoted.store(weak.upgrade().unwrap().promote(TABLE, promotion)? + 1, Ordering::SeqCst);
+            }
+            Ok(())
+        });
+        let new = row_of(15, 9, SIZE);
+        match erase {
+            true => fixture.store.erase(TABLE, &[15]).unwrap(),
+            false => fixture.store.insert(TABLE, &[15], Rows::new(&new, SIZE).unwrap()).unwrap(),
+        }
+        assert_eq!(
+            promoted_before.load(Ordering::SeqCst),
+            1,
+            "asked, and dropped: the clock had advanced already"
+        );
+        assert_eq!(fixture.host.row(TABLE, 15), None);
+    }
+}
+
+#[test]
+fn a_cache_that_fails_to_take_an_update_forgets_the_key() {
+    let fixture = fixture(false);
+    fixture.host.set_hook(|operation| match operation {
+        "update" => Err(Error::new(ErrorKind::OutOfMemory, "no memory")),
+        _ => Ok(()),
+    });
+    let new = row_of(5, 9, SIZE);
+    let error = fixture.store.insert(TABLE, &[5], Rows::new(&new, SIZE).unwrap()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+    assert_eq!(
+        fixture.lookup(&[5]),
+        (vec![new], (0, 1, 0)),
+        "the truth has the new row, and no cache the old one"
+    );
+}
+
+#[test]
+fn a_large_lookup_is_promoted_and_the_queue_is_bounded() {
+    const WIDE: usize = 4096;
+    let specs = vec![TableSpec { name: "hps_et.m.t".into(), row_bytes: WIDE, key_width: KeyWidth::Bits64 }];
+    let host = Arc::new(MapTier::new(TierKind::Host, &specs));
+    let ssd = Arc::new(MapTier::new(TierKind::Ssd, &specs));
+    let keys: Vec<Key> = (0..20_000).collect();
+    ssd.insert(TABLE, &keys, Rows::new(&rows_of(&keys, 1, WIDE), WIDE).unwrap()).unwrap();
+    let tiers = Tiers {
+        specs,
+        caches: vec![Arc::clone(&host) as Arc<dyn CacheTier>],
+        truth: ssd,
+        clocks: Arc::new([UpdateClock::default()]),
+    };
+    let table = Table::new("m", 0, "t", TABLE, WIDE / 4, 0.0);
+    let store = EmbeddingStore::new(vec![table], tiers, true, Arc::new(Silent)).unwrap();
+    // While the promoting thread is held up, 80 MB of rows are found below: more than may wait.
+    let (go_on, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    host.set_hook(move |operation| {
+        if operation == "promote" {
+            let _ = wait.lock().unwrap().recv();
+        }
+        Ok(())
+    });
+    let mut bytes = vec![0; keys.len() * WIDE];
+    let mut rows = RowsMut::from_bytes(&mut bytes, WIDE).unwrap();
+    store.lookup(store.table(0).unwrap(), &keys, &mut rows).unwrap();
+    drop(go_on);
+    store.drain_promotions();
+    let stats = &store.stats().unwrap()[0];
+    assert_eq!(stats.promoted + stats.promotions_dropped, 20_000, "every row is accounted for");
+    assert_eq!(stats.usage[0].1.rows, stats.promoted);
+    let waiting = 64 << 20;
+    let (least, most) = (waiting / WIDE as u64 - 2_048, waiting / WIDE as u64 + 2_048);
+    assert!((least..=most).contains(&stats.promoted), "{} rows promoted", stats.promoted);
 }
 
 #[test]

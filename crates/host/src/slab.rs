@@ -27,7 +27,7 @@ const PAGE_BYTES: usize = 4096;
 /// That many slabs are always whole pages.
 const ALIGNMENTS_PER_PAGE: usize = PAGE_BYTES / ALIGNMENT;
 /// Half a slab per partition is unused on average, and a slab costs a pointer: about this size loses least.
-const SLAB_BYTES: usize = 16 << 10;
+const SLAB_BYTES: usize = 24 << 10;
 const MIN_ROWS_PER_SLAB: usize = 16;
 /// Partitions that are known to become large take larger slabs, so that the pointers stay in the processor's cache.
 const SLABS_PER_PARTITION: usize = 4096;
@@ -35,7 +35,7 @@ const MAX_SLAB_BYTES: usize = 2 << 20;
 const MIN_BLOCK_BYTES: usize = 128 << 10;
 const MAX_BLOCK_BYTES: usize = 64 << 20;
 /// A table that grows takes blocks of this fraction of its size: what is unused stays far below a byte per row.
-const BLOCK_FRACTION: usize = 1024;
+const BLOCK_FRACTION: usize = 2048;
 
 /// What is left of a block.
 #[derive(Debug)]
@@ -273,12 +273,12 @@ impl Slabs {
     }
 }
 
-/// Reserves room for `additional` items. Grows by an eighth only: doubling could waste a quarter of a byte per row.
+/// Reserves room for `additional` items. Grows by a quarter: doubling could waste a quarter of a byte per row.
 pub(crate) fn reserve_slowly<T>(items: &mut Vec<T>, additional: usize) -> Result<()> {
     if items.capacity() - items.len() >= additional {
         return Ok(());
     }
-    items.try_reserve_exact(additional.max(items.len() / 8)).map_err(out_of_memory)
+    items.try_reserve_exact(additional.max(items.len() / 4)).map_err(out_of_memory)
 }
 
 pub(crate) fn out_of_memory(why: std::collections::TryReserveError) -> Error {

@@ -204,6 +204,11 @@ impl TruthTier for SsdTier {
         }))
     }
 
+    fn is_shared(&self, table: TableId) -> bool {
+        // One reference is ours, one the database's own.
+        self.tables.get(table.index()).is_some_and(|table| Arc::strong_count(table) > 2)
+    }
+
     /// In ascending order of the stored keys' bytes; shows the rows of one moment, also if the table is replaced
     /// meanwhile.
     fn scan(&self, table: TableId, visit: &mut Visitor<'_>) -> Result<()> {

@@ -74,6 +74,46 @@ fn closing_waits_for_lookups_that_run() {
 }
 
 #[test]
+fn closing_returns_when_the_last_lookup_has_ended_and_the_database_is_released() {
+    let deployment = Deployment::new(&[(8, keys())]).with_ssd(0.5, false);
+    let file = deployment.write();
+    let name = file.to_str().unwrap();
+    let lookup_under_way = registry().store(name).unwrap();
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| registry().close(name).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(!closing.is_finished(), "a lookup still runs");
+        deployment.check(lookup_under_way.as_ref().unwrap(), 0, &keys());
+        drop(lookup_under_way);
+        closing.join().unwrap();
+    });
+    // Nobody holds the database: its lock can be taken.
+    let lock = std::fs::File::open(deployment.home().join("rocksdb/LOCK")).unwrap();
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    let inode = std::os::unix::fs::MetadataExt::ino(&lock.metadata().unwrap());
+    assert!(!locks.contains(&format!(":{inode} ")), "the database is still locked");
+}
+
+#[test]
+fn a_relative_name_means_the_file_in_the_working_directory_of_the_moment() {
+    let first = Deployment::new(&[(8, keys())]);
+    let mut second = Deployment::new(&[(8, keys())]);
+    second.write_table(0, &keys(), 2);
+    first.write();
+    second.write();
+    let before = std::env::current_dir().unwrap();
+    for deployment in [&first, &second, &first] {
+        std::env::set_current_dir(deployment.home()).unwrap();
+        deployment.check(registry().store("ps.json").unwrap().as_ref().unwrap(), 0, &keys());
+    }
+    for deployment in [&first, &second] {
+        std::env::set_current_dir(deployment.home()).unwrap();
+        registry().close("ps.json").unwrap();
+    }
+    std::env::set_current_dir(before).unwrap();
+}
+
+#[test]
 fn a_corrected_configuration_opens_and_waiting_threads_share_the_error() {
     let mut deployment = Deployment::new(&[(8, keys())]);
     deployment.config["models"][0]["embedding_vecsize_per_table"] = json!([9]);
@@ -144,6 +184,50 @@ fn two_configurations_share_one_database_and_read_only_serves_without_writing() 
     let error = read_only.store.insert(hps_core::TableId(0), &[1], rows).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     deployment.check(&read_only, 0, &keys());
+}
+
+/// Otherwise the first store would go on to serve old rows from its cache and new ones from the database.
+#[test]
+fn a_table_is_not_replaced_or_written_under_another_store_that_serves_it() {
+    let deployment = Deployment::new(&[(8, keys())]).with_ssd(0.5, true);
+    let mut other = Deployment::new(&[(8, keys())]).with_ssd(0.5, false);
+    other.write_table(0, &keys(), 2);
+    other.config["persistent_db"]["path"] = json!(deployment.home().join("rocksdb"));
+    let first = deployment.open().unwrap();
+    let error = other.open().err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("another open store"), "{error}");
+    deployment.check(&first, 0, &keys());
+
+    let second = deployment.open().unwrap();
+    let rows = hps_core::testing::rows_of(&[1], 3, 32);
+    let rows = || hps_core::Rows::new(&rows, 32).unwrap();
+    let table = hps_core::TableId(0);
+    assert_eq!(first.store.insert(table, &[1], rows()).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(first.store.erase(table, &[1]).unwrap_err().kind(), ErrorKind::Unsupported);
+    deployment.check(&second, 0, &keys());
+    drop(second);
+    first.store.insert(table, &[1], rows()).unwrap();
+    drop(first);
+    other.check(&other.open().unwrap(), 0, &keys());
+}
+
+#[test]
+fn two_configurations_that_share_a_new_database_can_be_opened_at_once() {
+    let deployment = Deployment::new(&[(8, keys())]).with_ssd(0.5, false);
+    let mut other = Deployment::new(&[(8, keys())]).with_ssd(0.0, false);
+    other.config["persistent_db"]["path"] = json!(deployment.home().join("./rocksdb"));
+    other.config["models"][0]["sparse_files"] = json!([deployment.home().join("table0")]);
+    let barrier = Barrier::new(2);
+    std::thread::scope(|scope| {
+        for each in [&deployment, &other] {
+            scope.spawn(|| {
+                barrier.wait();
+                let open = each.open().unwrap();
+                deployment.check(&open, 0, &keys());
+            });
+        }
+    });
 }
 
 #[test]
