@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use hps_config::{Config, ModelConfig, OverflowPolicy, StorageTable, VolatileDbConfig};
+use hps_config::{Config, ModelConfig, OverflowPolicy, PersistentDbConfig, StorageTable, VolatileDbConfig};
 use hps_core::load::{Loaded, Source, fill_cache, load_table};
 use hps_core::memory::MmapAllocator;
 use hps_core::model_files::ModelFiles;
@@ -65,7 +65,7 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     // All files are looked at before any database is opened or changed.
     let sources = if loads_files { Some(storage.open_sources(config)?) } else { None };
 
-    let database = config.persistent_db.as_ref().map(|settings| loading_lock(&settings.path));
+    let database = config.persistent_db.as_ref().map(loading_lock);
     let _alone = database.as_ref().map(|database| database.lock());
     let host = config.volatile_db.as_ref().map(|settings| open_host(settings, &storage.specs)).transpose()?;
     let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) = match (&config.persistent_db, host)
@@ -116,7 +116,7 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     {
         for ((i, spec), clock) in storage.specs.iter().enumerate().zip(clocks.iter()) {
             let table = TableId(i as u32);
-            let num_rows = truth.usage(table)?.rows;
+            let num_rows = truth.count_rows(table)?;
             let max_rows = rows_to_cache(settings, num_rows);
             let expected = max_rows.map_or(num_rows, |max| max.min(num_rows));
             fill_cache(
@@ -137,11 +137,13 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
 
 /// Held while a store is opened on a database: a table is loaded by one store at a time, and the next one that names
 /// the same database finds it loaded.
-fn loading_lock(path: &Path) -> Arc<Mutex<()>> {
+fn loading_lock(settings: &PersistentDbConfig) -> Arc<Mutex<()>> {
     static LOADING: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
-    // What cannot be made or found is reported when the database is opened.
-    let _ = std::fs::create_dir_all(path);
-    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if !settings.read_only {
+        // What cannot be made or found is reported when the database is opened.
+        let _ = std::fs::create_dir_all(&settings.path);
+    }
+    let path = std::fs::canonicalize(&settings.path).unwrap_or_else(|_| settings.path.clone());
     Arc::clone(LOADING.lock().entry(path).or_default())
 }
 

@@ -1,7 +1,5 @@
 //! The settings of a model that concern GPUs and the cache in their memory.
 
-use std::ops::Bound;
-
 use crate::limits::MAX_THREADS;
 use crate::reader::{Choices, Chosen, Section};
 
@@ -23,10 +21,11 @@ pub struct GpuConfig {
     pub embedding_cache_type: EmbeddingCacheType,
     /// Whether a `dynamic` model has a cache in GPU memory. Default true.
     pub gpucache: bool,
-    /// Rows that the cache can hold, as a fraction of the table's rows; above 1 is allowed. Default 0.2.
+    /// Rows that the cache can hold, as a fraction of the table's rows; above 1 is allowed, 0 asks for the smallest
+    /// cache. Default 0.2.
     pub gpucacheper: f64,
     /// Hit rate from which missed keys yield the default row at once and are fetched later. `None` if not given:
-    /// results are always exact. (The predecessor's default is 0.9.)
+    /// results are always exact. (The predecessor's default is 0.9.) 1 and above is exact, 0 and below never waits.
     pub hit_rate_threshold: Option<f64>,
     /// Ordinals of the GPUs that serve the model; never empty, none twice.
     pub deployed_device_list: Vec<usize>,
@@ -85,10 +84,10 @@ pub(crate) fn read(section: &Section<'_>) -> GpuConfig {
     GpuConfig {
         embedding_cache_type,
         gpucache: section.bool("gpucache", true),
-        gpucacheper: section.f64("gpucacheper", 0.2, (Bound::Excluded(0.0), Bound::Unbounded)),
-        hit_rate_threshold: section.optional_f64("hit_rate_threshold", 0.0..),
+        gpucacheper: section.f64("gpucacheper", 0.2, 0.0..),
+        hit_rate_threshold: section.optional_f64("hit_rate_threshold", ..),
         deployed_device_list: read_devices(section),
-        num_of_worker_buffer_in_pool: section.usize("num_of_worker_buffer_in_pool", 1, 1..=u64::MAX),
+        num_of_worker_buffer_in_pool: section.usize("num_of_worker_buffer_in_pool", 1, 0..=u64::MAX),
         num_of_refresher_buffer_in_pool: section.usize("num_of_refresher_buffer_in_pool", 1, 0..=u64::MAX),
         cache_refresh_percentage_per_iteration: section.f64(
             "cache_refresh_percentage_per_iteration",

@@ -41,8 +41,8 @@ pub struct VolatileDbConfig {
     pub kind: VolatileDbKind,
     /// `num_partitions`: parts of each table. Default: the machine's hardware threads, 16 at most.
     pub num_partitions: usize,
-    /// `allocation_rate`: bytes that a partition takes at a time. Default 256 MiB. A ceiling, not a floor: a
-    /// small table takes less.
+    /// `allocation_rate`: bytes that a partition of the predecessor takes at a time. Default 256 MiB. Accepted and not
+    /// used: memory is taken in proportion to the rows.
     pub allocation_rate_bytes: usize,
     /// `overflow_margin`: rows that a partition may hold. Default `u64::MAX`: no limit.
     pub overflow_margin: u64,

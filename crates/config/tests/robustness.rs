@@ -116,12 +116,15 @@ fn pointers(config: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-const CASES: u32 = 1000;
+/// Random cases of each property: `PROPTEST_CASES` of them, for a campaign.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1000)
+}
 
 #[test]
 fn any_bytes() {
     let sandbox = Sandbox::new();
-    proptest!(ProptestConfig::with_cases(CASES), |(bytes in prop::collection::vec(any::<u8>(), 0..200))| {
+    proptest!(ProptestConfig::with_cases(cases()), |(bytes in prop::collection::vec(any::<u8>(), 0..200))| {
         check(&sandbox, &bytes)?;
     });
 }
@@ -130,7 +133,7 @@ fn any_bytes() {
 fn slips_in_a_good_text() {
     let sandbox = Sandbox::new();
     let slips = prop::collection::vec((any::<prop::sample::Index>(), 0_usize..6, slip()), 1..4);
-    proptest!(ProptestConfig::with_cases(CASES), |(slips in slips)| {
+    proptest!(ProptestConfig::with_cases(cases()), |(slips in slips)| {
         let mut bytes = good_text().into_bytes();
         for (start, length, new) in slips {
             let start = start.index(bytes.len());
@@ -154,7 +157,7 @@ fn good_texts_cut_short() {
 fn other_values_in_a_good_configuration() {
     let sandbox = Sandbox::new();
     let changes = prop::collection::vec((any::<prop::sample::Index>(), value()), 1..4);
-    proptest!(ProptestConfig::with_cases(CASES), |(changes in changes)| {
+    proptest!(ProptestConfig::with_cases(cases()), |(changes in changes)| {
         let mut config = base();
         for (place, value) in changes {
             let mut all = Vec::new();

@@ -23,6 +23,9 @@ use crate::row::{Rows, RowsMut};
 use crate::tier::{CacheTier, Held, Promotion, TableLoad, TableSpec, TruthTier};
 use crate::update_clock::UpdateClock;
 
+/// From here on the commit of a load takes long enough that a user wants to know of it.
+const LARGE_ROWS: u64 = 1_000_000;
+
 /// The model files of one original table.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -136,6 +139,9 @@ impl Loader<'_> {
                 Ok(())
             })?;
             record.sources.push(SourceRecord::new(&source.files, checksum));
+        }
+        if done > LARGE_ROWS {
+            self.observer.info(&format!("{}: all rows are read; sorting and checking them", self.spec.name));
         }
         let rows = load.commit(&record.to_text())?;
         let held = self.truth.usage(self.table)?.rows;

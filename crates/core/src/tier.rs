@@ -173,6 +173,14 @@ pub trait TruthTier: Tier {
     /// What `visit` returns; `Storage`, `Corrupt`.
     fn scan(&self, table: TableId, visit: &mut Visitor<'_>) -> Result<()>;
 
+    /// The exact number of rows, which may take a scan.
+    ///
+    /// # Errors
+    /// `Storage`, `Corrupt`.
+    fn count_rows(&self, table: TableId) -> Result<u64> {
+        Ok(self.usage(table)?.rows)
+    }
+
     /// True if nothing can be written.
     fn is_read_only(&self) -> bool;
 

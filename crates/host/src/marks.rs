@@ -111,11 +111,11 @@ impl Marks {
         let Kind::Oldest { clock, shift, clamped_at } = &self.kind else { return 0 };
         let stamp = clock.fetch_add(num_accesses as u64, Relaxed).wrapping_add(num_accesses as u64) >> shift;
         let last = clamped_at.load(Relaxed);
+        // Another reader may have come later and passed us: then there is nothing to do.
+        let elapsed = stamp.saturating_sub(last);
         // One reader does the pass; the others have as much time again before ages could wrap around.
-        if stamp.wrapping_sub(last) >= CLAMP_INTERVAL
-            && clamped_at.compare_exchange(last, stamp, Relaxed, Relaxed).is_ok()
-        {
-            self.hold_ages_back(stamp as u16, stamp.wrapping_sub(last));
+        if elapsed >= CLAMP_INTERVAL && clamped_at.compare_exchange(last, stamp, Relaxed, Relaxed).is_ok() {
+            self.hold_ages_back(stamp as u16, elapsed);
         }
         stamp as u16
     }
@@ -126,7 +126,10 @@ impl Marks {
         let is_lost = elapsed >= u64::from(u16::MAX - MAX_AGE);
         for mark in self.chunks.iter().flatten() {
             let stamp = mark.load(Relaxed);
-            if is_lost || now.wrapping_sub(stamp) > MAX_AGE {
+            let age = now.wrapping_sub(stamp);
+            // No row is older than that; one that seems so was looked up during this pass, with a stamp beyond `now`.
+            let is_old = age > MAX_AGE && u64::from(age) <= u64::from(MAX_AGE) + elapsed;
+            if is_lost || is_old {
                 // A reader that has refreshed the mark meanwhile wins.
                 let _ = mark.compare_exchange(stamp, now.wrapping_sub(MAX_AGE), Relaxed, Relaxed);
             }

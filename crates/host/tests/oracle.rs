@@ -182,8 +182,13 @@ fn run(settings: hps_host::HostSettings, row_bytes: usize, actions: &[Action]) {
     run.finish();
 }
 
+/// Random sequences of each property: `PROPTEST_CASES` of them, for a campaign.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(300)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn without_a_limit_it_is_a_map(

@@ -49,6 +49,9 @@ pub(crate) struct Database {
     foreign: HashSet<String>,
     /// The tables that tiers were opened with, by name: tiers that share the database share them.
     tables: Mutex<HashMap<String, Arc<Table>>>,
+    /// Column families that RocksDB failed to drop. They are still on disk, although rocksdb has forgotten their handles:
+    /// what a record says of them must stay until the database is opened again.
+    undropped: Mutex<HashSet<String>>,
     is_read_only: bool,
     // Dropped after it: whoever waits for this opens the directory again.
     _registration: Option<Registration>,
@@ -80,6 +83,7 @@ impl Database {
             table_options: open.table_options,
             foreign: open.foreign,
             tables: Mutex::default(),
+            undropped: Mutex::default(),
             is_read_only: open.is_read_only,
             _registration: registration,
         }
@@ -120,7 +124,7 @@ impl Database {
     }
 
     pub(crate) fn has_column_family(&self, name: &str) -> bool {
-        self.db.cf_handle(name).is_some()
+        self.db.cf_handle(name).is_some() || self.undropped.lock().contains(name)
     }
 
     pub(crate) fn column_family(&self, name: &str) -> Result<ColumnFamily<'_>> {
@@ -141,8 +145,18 @@ impl Database {
         if !self.has_column_family(name) {
             return Ok(());
         }
-        let dropped = self.db.drop_cf(name);
-        dropped.map_err(|error| table_storage("cannot drop a column family", &self.path, name, error))
+        if self.undropped.lock().contains(name) {
+            return Err(Error::new(
+                ErrorKind::Storage,
+                "a column family could not be dropped before; close the database and open it again",
+            )
+            .at("column family", name)
+            .at("database", self.path.display()));
+        }
+        self.db.drop_cf(name).map_err(|error| {
+            self.undropped.lock().insert(name.to_owned());
+            table_storage("cannot drop a column family", &self.path, name, error)
+        })
     }
 
     /// The record of a table; None if it has none.

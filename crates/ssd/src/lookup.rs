@@ -100,6 +100,10 @@ impl Read<'_, '_> {
         let already_missed = misses.len();
         let Scratch { entries, keys } = scratch;
         entries.clear();
+        let out_of_memory =
+            |why| Error::new(ErrorKind::OutOfMemory, "no memory to sort the keys of a lookup").caused_by(why);
+        entries.try_reserve(batch.len()).map_err(out_of_memory)?;
+        misses.try_reserve(batch.len()).map_err(out_of_memory)?;
         for (position, key) in batch.iter() {
             if fits(key, width) {
                 entries.push(Entry { order: order_of(key, width), position });

@@ -79,14 +79,16 @@ impl Table {
 
     /// What the table holds. A column family without a record and without rows is nothing.
     pub(crate) fn held(&self, database: &Database) -> Result<Held> {
-        let record = self.record();
-        if let (Held::Unrecorded, Some(active)) = (&record.held, &record.active) {
-            let mut entries = database.db().raw_iterator_cf(&database.column_family(active)?);
+        let held = self.record().held;
+        if held == Held::Unrecorded
+            && let Some(active) = self.active(database)?
+        {
+            let mut entries = database.db().raw_iterator_cf(&active);
             entries.seek_to_first();
             self.read_ok(database, entries.status())?;
             return Ok(if entries.valid() { Held::Unrecorded } else { Held::Nothing });
         }
-        Ok(record.held)
+        Ok(held)
     }
 
     /// Gives the table that is held, recorded or not, a new record.

@@ -204,6 +204,19 @@ impl TruthTier for SsdTier {
         }))
     }
 
+    /// The number that a load noted, or a scan of the keys.
+    fn count_rows(&self, table: TableId) -> Result<u64> {
+        if let Some(rows) = self.table(table)?.record().rows {
+            return Ok(rows);
+        }
+        let mut rows = 0;
+        self.scan(table, &mut |keys, _| {
+            rows += keys.len() as u64;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(rows)
+    }
+
     fn is_shared(&self, table: TableId) -> bool {
         // One reference is ours, one the database's own.
         self.tables.get(table.index()).is_some_and(|table| Arc::strong_count(table) > 2)

@@ -7,7 +7,7 @@ use hps_tests::{Deployment, Random};
 
 fn keys() -> Vec<Key> {
     let mut random = Random(7);
-    let mut keys: Vec<Key> = (0..20_000).map(|_| random.next()).collect();
+    let mut keys: Vec<Key> = (0..20_000).map(|_| random.number()).collect();
     keys.extend([0, 1, u64::MAX, i64::MAX as u64, i64::MIN as u64]);
     keys
 }
@@ -15,7 +15,7 @@ fn keys() -> Vec<Key> {
 fn batch(keys: &[Key], random: &mut Random) -> Vec<Key> {
     (0..5_000)
         .map(|_| match random.below(10) {
-            0 => random.next(),
+            0 => random.number(),
             _ => keys[random.below(keys.len() as u64) as usize],
         })
         .collect()
