@@ -1,7 +1,8 @@
-"""Lookups of CPU tensors, each against torch.nn.functional.embedding on a plain tensor of the same rows.
+"""Lookups of CPU tensors, each against torch.nn.functional.embedding on the same rows.
 
-Baseline and lookup alternate within one run, on fresh batches of keys, so that a noisy machine disturbs both alike; the
-ratio is that of the medians. `F.embedding` hashes nothing: its keys are positions.
+Baseline and lookup alternate within one run, on fresh batches of keys, so that a noisy machine
+disturbs both alike; the ratio is that of the medians. `F.embedding` hashes nothing: its keys are
+positions.
 """
 
 from __future__ import annotations
@@ -26,24 +27,35 @@ BATCHES = 16
 
 
 def power_law(rows: int, alpha: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Ranks 0..rows-1 with density ~ rank^-alpha, by inverse transform: floor((x (N^g - 1) + 1)^(1/g)), g = 1 - alpha."""
+    """Ranks 0..rows-1 with density ~ rank^-alpha.
+
+    By inverse transform: floor((x (N^g - 1) + 1)^(1/g)), g = 1 - alpha.
+    """
     gamma = 1.0 - alpha
     x = rng.random(size)
     ranks = np.floor((x * (float(rows) ** gamma - 1.0) + 1.0) ** (1.0 / gamma)).astype(np.int64) - 1
     return np.clip(ranks, 0, rows - 1)
 
 
-def batches(kind: str, rows: int, size: int, rng: np.random.Generator, shuffle: np.ndarray) -> list[torch.Tensor]:
+def batches(
+    kind: str, rows: int, size: int, rng: np.random.Generator, shuffle: np.ndarray
+) -> list[torch.Tensor]:
     if kind == "uniform":
         return [torch.from_numpy(rng.integers(0, rows, size)) for _ in range(BATCHES)]
     return [torch.from_numpy(shuffle[power_law(rows, 1.05, size, rng)]) for _ in range(BATCHES)]
 
 
 def write_config(home: Path, name: str, dim: int, rate: float | None) -> str:
-    """A configuration over the table in home/table<dim>; rate: share of rows in host memory, None for host memory alone."""
+    """A configuration over the table in home/table<dim>.
+
+    rate: share of rows in host memory, None for host memory alone.
+    """
     config: dict[str, object] = {
         "supportlonglong": True,
-        "volatile_db": {"type": "parallel_hash_map", "initial_cache_rate": 1.0 if rate is None else rate},
+        "volatile_db": {
+            "type": "parallel_hash_map",
+            "initial_cache_rate": 1.0 if rate is None else rate,
+        },
         "models": [
             {
                 "model": "bench",
@@ -91,9 +103,10 @@ def bench_lookups(home: Path, rows: int, repeat: int) -> list[dict[str, object]]
     shuffle = rng.permutation(rows)
     threads = torch.get_num_threads()
     print(f"\nLookups, {rows:,} rows; medians of {repeat} calls (10th to 90th percentile)")
-    print(f"F.embedding runs on 1 and on {threads} threads; a ratio above 1 means that hps is faster\n")
+    print(f"F.embedding runs on 1 and on {threads} threads; above 1 means that hps is faster\n")
     print(
-        f"{'dim':>4} {'keys':>6} {'keys are':8} {'in host':>7}  {'hps::lookup':28} {'F.embedding, 1 thread':28}"
+        f"{'dim':>4} {'keys':>6} {'keys are':8} {'in host':>7}  {'hps::lookup':28}"
+        f" {'F.embedding, 1 thread':28}"
         f" {'ratio':>6}  {f'ratio, {threads} thr.':>13}"
     )
     for dim in (16, 32, 128):
@@ -106,7 +119,9 @@ def bench_lookups(home: Path, rows: int, repeat: int) -> list[dict[str, object]]
                 for kind in ("uniform", "alpha1.05"):
                     keys = batches(kind, rows, size, rng, shuffle)
 
-                    def lookup(batch: torch.Tensor, path: str = path, dim: int = dim) -> torch.Tensor:
+                    def lookup(
+                        batch: torch.Tensor, path: str = path, dim: int = dim
+                    ) -> torch.Tensor:
                         return torch.ops.hps.lookup(batch, path, "bench", 0, dim)
 
                     def embedding(batch: torch.Tensor, plain: torch.Tensor = plain) -> torch.Tensor:
@@ -129,7 +144,8 @@ def bench_lookups(home: Path, rows: int, repeat: int) -> list[dict[str, object]]
                     ratio = np.median(single) / np.median(ours)
                     ratio_all = np.median(parallel) / np.median(ours)
                     print(
-                        f"{dim:4} {size:6} {kind:9} {held:>6}  {spread(ours):28} {spread(single):28}"
+                        f"{dim:4} {size:6} {kind:9} {held:>6}  {spread(ours):28}"
+                        f" {spread(single):28}"
                         f" {ratio:6.3f}  {ratio_all:13.3f}",
                         flush=True,
                     )
@@ -179,11 +195,20 @@ def bench_overhead(home: Path, repeat: int) -> dict[str, float]:
                     times[name].append((time.perf_counter() - start) / calls)
     ours, theirs = (np.array(times[name]) for name in ("lookup", "embedding"))
     print("\nOne key through TorchScript, per call (medians of rounds of 2,000 calls)")
-    print(f"  hps.lookup  {np.median(ours) * 1e6:.2f} us ({ours.min() * 1e6:.2f} to {ours.max() * 1e6:.2f})")
-    print(f"  F.embedding {np.median(theirs) * 1e6:.2f} us ({theirs.min() * 1e6:.2f} to {theirs.max() * 1e6:.2f})")
+    print(
+        f"  hps.lookup  {np.median(ours) * 1e6:.2f} us"
+        f" ({ours.min() * 1e6:.2f} to {ours.max() * 1e6:.2f})"
+    )
+    print(
+        f"  F.embedding {np.median(theirs) * 1e6:.2f} us"
+        f" ({theirs.min() * 1e6:.2f} to {theirs.max() * 1e6:.2f})"
+    )
     print(f"  ratio       {np.median(theirs) / np.median(ours):.3f}")
     hps_torch.close(path)
-    return {"lookup_us": float(np.median(ours) * 1e6), "embedding_us": float(np.median(theirs) * 1e6)}
+    return {
+        "lookup_us": float(np.median(ours) * 1e6),
+        "embedding_us": float(np.median(theirs) * 1e6),
+    }
 
 
 OPEN = """
@@ -199,8 +224,9 @@ start = time.perf_counter()
 hps_torch.open(sys.argv[1])
 seconds = time.perf_counter() - start
 table = hps_torch.stats(sys.argv[1])["models"]["bench"]["tables"][0]
-print(json.dumps({"seconds": seconds, "peak": memory("VmHWM") - before, "rest": memory("VmRSS") - before,
-                  "host": table.get("host"), "ssd": table.get("ssd")}))
+print(json.dumps({"seconds": seconds, "peak": memory("VmHWM") - before,
+                  "rest": memory("VmRSS") - before, "host": table.get("host"),
+                  "ssd": table.get("ssd")}))
 """
 
 
@@ -209,7 +235,9 @@ def bench_open(home: Path) -> list[dict[str, object]]:
     rows, dim = 1_000_000, 32
     hps_torch.save_table(home / f"table{dim}", torch.arange(rows), torch.randn(rows, dim))
     results = []
-    print(f"\nOpening {rows:,} rows of dim {dim} ({rows * (dim * 4 + 8) / 1e6:.0f} MB of model files)")
+    print(
+        f"\nOpening {rows:,} rows of dim {dim} ({rows * (dim * 4 + 8) / 1e6:.0f} MB of model files)"
+    )
     for name, rate in (
         ("host memory alone", None),
         ("RocksDB and half in host memory, first start", 0.5),
@@ -219,13 +247,17 @@ def bench_open(home: Path) -> list[dict[str, object]]:
             subprocess.run(["rm", "-rf", str(home / f"rocksdb{dim}")], check=True)
         path = write_config(home, "open", dim, rate)
         output = subprocess.run(
-            [sys.executable, "-c", OPEN, path], check=True, capture_output=True, text=True, env={**os.environ, "HPS_LOG": "warn"}
+            [sys.executable, "-c", OPEN, path],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HPS_LOG": "warn"},
         ).stdout
         result = json.loads(output.splitlines()[-1])
-        held = result["host"]["rows"]
+        beyond = result["host"]["bytes"] / result["host"]["rows"] - dim * 4
         print(
-            f"  {name:46} {result['seconds']:6.2f} s, peak memory +{result['peak'] / 1e6:.0f} MB, at rest"
-            f" +{result['rest'] / 1e6:.0f} MB; host memory {result['host']['bytes'] / held - dim * 4:.1f} bytes per row"
+            f"  {name:46} {result['seconds']:6.2f} s, peak memory +{result['peak'] / 1e6:.0f} MB,"
+            f" at rest +{result['rest'] / 1e6:.0f} MB; host memory {beyond:.1f} bytes per row"
             f" beyond the row (key included)"
         )
         results.append({"name": name, **result})
@@ -239,15 +271,29 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault("HPS_LOG", "warn")
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    print(f"{model}, {os.cpu_count()} cores, Linux {platform.release()}; torch {torch.__version__}; commit {commit.strip()}")
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "?",
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout
+    print(
+        f"{model}, {os.cpu_count()} cores, Linux {platform.release()}; torch {torch.__version__};"
+        f" commit {commit.strip()}"
+    )
     with tempfile.TemporaryDirectory() as home:
         opening = bench_open(Path(home))
         overhead = bench_overhead(Path(home), arguments.repeat)
         lookups = bench_lookups(Path(home), arguments.rows, arguments.repeat)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"open": opening, "overhead": overhead, "lookups": lookups}, indent=1))
+        arguments.json.write_text(
+            json.dumps({"open": opening, "overhead": overhead, "lookups": lookups}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@
  *
  * Names        A store is named by the path of its configuration file (`ps.json`), found as the operators find it: the path
  *              itself if it exists, else a file of that name in the folder $HPS_CONFIG_DIR, else the file $HPS_CONFIG_FILE.
+ *              A relative path starts from the working directory of the call. The environment is looked at when a name is
+ *              first used; while its store is open, the name keeps its meaning.
  *              Different names of one file are one store. Text is UTF-8 and ends with a zero byte.
  * Errors       A function that can fail returns HPS_OK or one of the HPS_ERROR codes, and then hps_last_error() has the
  *              text. An error leaves the process and all other stores as they were.
@@ -29,11 +31,11 @@ extern "C" {
 /* What went wrong, by who must act. Values are never reused; later versions may add some. */
 enum {
   HPS_OK = 0,
-  /* An argument is wrong: a null pointer, a table the model does not have, another vector size or key width. */
+  /* An argument is wrong: a null pointer, no such model or table, another vector size or key width. */
   HPS_ERROR_INVALID_ARGUMENT = 1,
-  /* The configuration file is missing, malformed or asks for something impossible. */
+  /* The configuration file or a file it names is missing or wrong. */
   HPS_ERROR_CONFIG = 2,
-  /* No such store, model or file. */
+  /* The store is not open. */
   HPS_ERROR_NOT_FOUND = 3,
   /* A database or file could not be read or written. */
   HPS_ERROR_STORAGE = 4,
@@ -65,11 +67,12 @@ int hps_open(const char* ps_config_file);
 
 /*
  * Closes the store: waits for lookups that are running in it, then frees its memory and releases its databases.
- * HPS_ERROR_NOT_FOUND if it is not open. The next lookup that names it opens it again.
+ * HPS_ERROR_NOT_FOUND if it is not open, HPS_ERROR_CONFIG if no configuration has that name. The next lookup that names it
+ * opens it again.
  */
 int hps_close(const char* ps_config_file);
 
-/* Closes every open store, as hps_close does. */
+/* Closes every open store, as hps_close does. Does not wait for stores that other threads are opening. */
 int hps_close_all(void);
 
 /*
@@ -93,7 +96,8 @@ int hps_resolve(const char* ps_config_file, char** path);
  *   emb_vec_size  float32 values per row; must equal the configured size
  *   keys          num_keys values of key_bits each, in host memory; may be null if num_keys is 0
  *   key_bits      64 (int64_t) if the model's `supportlonglong` is true, else 32 (read as uint32_t)
- *   rows          num_keys * emb_vec_size floats, in host memory, written by this call; may be null if num_keys is 0
+ *   rows          num_keys * emb_vec_size floats, in host memory, written by this call; may be null if num_keys is 0.
+ *                 Must not overlap keys
  *
  * After an error the contents of rows are unspecified.
  */

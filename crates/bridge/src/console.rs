@@ -1,6 +1,6 @@
 //! Tells the user on stderr what happens: a progress bar on a terminal, a line now and then otherwise.
 //!
-//! `HPS_LOG` chooses: `off`, `warn`, or `info` (default).
+//! `HPS_LOG` chooses: `off`, `warn`, or `info` (default; also for any other value).
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -83,33 +83,65 @@ impl Observer for Console {
         }
         step.shown = now;
         let seconds = now.duration_since(step.started).as_secs_f64();
-        let share = progress.done as f64 / progress.total.max(1) as f64;
-        let rate = progress.done as f64 / seconds.max(1e-3);
-        let left = (progress.total.saturating_sub(progress.done)) as f64 / rate.max(1e-3);
-        if self.is_terminal && !is_last {
-            let full = (share * BAR_WIDTH as f64) as usize;
-            let bar: String = (0..BAR_WIDTH).map(|i| if i < full { '#' } else { '-' }).collect();
-            let _ = write!(
-                std::io::stderr().lock(),
-                "\r\x1b[Khps: {} [{bar}] {:3.0} % {:.1} M rows/s, {left:.0} s left",
-                step.name,
-                share * 100.0,
-                rate / 1e6
-            );
-        } else if is_last {
+        if is_last {
             // A short step is told by its result alone.
             if seconds >= 1.0 {
                 self.line(&format!("{}: {} rows in {seconds:.1} s", step.name, progress.done));
             }
             *current = None;
+        } else if self.is_terminal {
+            let _ = write!(std::io::stderr().lock(), "\r\x1b[Khps: {}", bar(&step.name, &progress, seconds));
         } else {
-            self.line(&format!(
-                "{}: {:.0} %, {} of {} rows, {left:.0} s left",
-                step.name,
-                share * 100.0,
-                progress.done,
-                progress.total
-            ));
+            self.line(&status(&step.name, &progress, seconds));
         }
+    }
+}
+
+fn seconds_left(progress: &Progress<'_>, seconds: f64) -> f64 {
+    progress.total.saturating_sub(progress.done) as f64 * seconds / progress.done.max(1) as f64
+}
+
+/// What a terminal shows while a step is under way.
+fn bar(step: &str, progress: &Progress<'_>, seconds: f64) -> String {
+    let share = progress.done as f64 / progress.total.max(1) as f64;
+    let full = (share * BAR_WIDTH as f64) as usize;
+    let bar: String = (0..BAR_WIDTH).map(|i| if i < full { '#' } else { '-' }).collect();
+    format!(
+        "{step} [{bar}] {:3.0} %, {:.1} M rows/s, {:.0} s left",
+        share * 100.0,
+        progress.done as f64 / seconds.max(1e-3) / 1e6,
+        seconds_left(progress, seconds)
+    )
+}
+
+/// What a log gets now and then.
+fn status(step: &str, progress: &Progress<'_>, seconds: f64) -> String {
+    format!(
+        "{step}: {:.0} %, {} of {} rows, {:.0} s left",
+        progress.done as f64 / progress.total.max(1) as f64 * 100.0,
+        progress.done,
+        progress.total,
+        seconds_left(progress, seconds)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_and_a_line_say_how_far_and_how_long() {
+        let progress = Progress { what: "loading", table: "t", done: 2_000_000, total: 8_000_000 };
+        let bar = bar("loading t", &progress, 4.0);
+        assert_eq!(bar, "loading t [#######-----------------------]  25 %, 0.5 M rows/s, 12 s left");
+        let status = status("loading t", &progress, 4.0);
+        assert_eq!(status, "loading t: 25 %, 2000000 of 8000000 rows, 12 s left");
+    }
+
+    #[test]
+    fn a_table_of_no_rows_is_no_division_by_zero() {
+        let progress = Progress { what: "loading", table: "t", done: 0, total: 0 };
+        assert!(bar("x", &progress, 0.0).contains("0 %"));
+        assert!(status("x", &progress, 0.0).contains("0 %"));
     }
 }

@@ -6,7 +6,7 @@
 //!                   lookup.rs     the read path: a pipeline of prefetches over a batch
 //!     Partition     partition.rs  what one lock guards; eviction
 //!       Index       index.rs      key -> slot: bucketed cuckoo hashing, one cache line per bucket
-//!       Slabs       slab.rs       slot -> row: equal rows in large blocks
+//!       Slabs       slab.rs       slot -> row: equal rows in large blocks of the allocator
 //!       Marks       marks.rs      slot -> how recently or often used, if a policy asks
 //! ```
 //!

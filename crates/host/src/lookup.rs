@@ -22,9 +22,9 @@ use crate::table::{Shard, Table, check_row_bytes};
 /// Keys that are looked up before writers get their turn.
 const PIECE_KEYS: usize = 1024;
 /// Most keys that go through the steps together.
-const MAX_GROUP: usize = 128;
+const MAX_GROUP: usize = 64;
 /// Bytes of rows asked for ahead: they must stay in the first-level cache until they are copied.
-const GROUP_BYTES: usize = 32 << 10;
+const GROUP_BYTES: usize = 16 << 10;
 
 /// A locked partition and the stamp for the rows that are read from it.
 struct Reader<'t> {
