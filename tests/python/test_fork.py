@@ -87,6 +87,33 @@ print(lookup())
     assert done.stdout.strip() == "torch.Size([5, 8])"
 
 
+def test_a_child_ends_cleanly_whatever_was_opened_first(make_store: StoreMaker, run_python):
+    # RocksDB's static objects are made by the second or third opening only.
+    host, both = make_store(tiers="host"), make_store(tiers="host and ssd")
+    done = run_python(
+        """
+import os, signal, sys, torch, hps_torch
+host, both = sys.argv[1:]
+for path in ("/nonexistent/ps.json", host, both):
+    try:
+        hps_torch.open(path)
+    except hps_torch.HpsError as error:
+        print(error.code.name)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    print("printed by the child")
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+""",
+        host.path,
+        both.path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CONFIG" in done.stdout
+    assert "printed by the child" in done.stdout
+
+
 DATASET = """
 import torch, hps_torch
 from torch.utils.data import DataLoader, Dataset
