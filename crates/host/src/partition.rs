@@ -23,6 +23,8 @@ pub(crate) struct Partition {
     marks: Option<Marks>,
     limit: Option<Limit>,
     random: Random,
+    /// Rows evicted so far.
+    num_evicted: u64,
 }
 
 impl Partition {
@@ -35,7 +37,13 @@ impl Partition {
             marks,
             limit,
             random: Random::from_system(),
+            num_evicted: 0,
         })
+    }
+
+    /// Rows evicted so far.
+    pub(crate) fn num_evicted(&self) -> u64 {
+        self.num_evicted
     }
 
     /// Number of rows.
@@ -187,6 +195,7 @@ impl Partition {
     /// Evicts rows until exactly `limit.kept` are left.
     fn evict_down_to(&mut self, limit: &Limit) {
         let num_victims = self.len().saturating_sub(limit.kept);
+        self.num_evicted += num_victims as u64;
         let Self { index, slabs, marks, random, .. } = self;
         let num_rows = index.len();
         let Some(marks) = marks else {

@@ -149,6 +149,11 @@ impl Table {
         usage
     }
 
+    /// Rows evicted so far.
+    pub(crate) fn num_evicted(&self) -> u64 {
+        self.shards.iter().map(|Shard(lock)| lock.read().num_evicted()).sum()
+    }
+
     /// Rows held, by partition.
     pub(crate) fn partition_rows(&self) -> Vec<u64> {
         self.shards.iter().map(|Shard(lock)| lock.read().len() as u64).collect()

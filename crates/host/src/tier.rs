@@ -211,10 +211,10 @@ impl TableLoad for HostLoad<'_> {
         self.table.lookup(batch, rows, misses).map_err(|error| self.name(error))
     }
 
-    /// Counts the keys that are held: under a limit, evicted ones are not among them.
+    /// Counts evicted keys too; one that was evicted and came again counts twice.
     fn commit(self: Box<Self>, record: &str) -> Result<u64> {
         let Self { turn, table } = *self;
-        let rows = table.usage().rows;
+        let rows = table.usage().rows + table.num_evicted();
         let mut held = turn.0.record.lock();
         turn.0.table.store(Arc::new(table));
         *held = Some(record.to_owned());

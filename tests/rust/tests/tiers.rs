@@ -96,6 +96,22 @@ fn a_margin_bounds_host_memory_and_the_rest_comes_from_below() {
 }
 
 #[test]
+fn a_margin_without_a_database_below_drops_rows_and_their_keys_get_the_default() {
+    let keys = keys();
+    let mut deployment = Deployment::new(&[(16, keys.clone())]);
+    deployment.config["volatile_db"] =
+        serde_json::json!({"type": "hash_map", "num_partitions": 2, "overflow_margin": 1_000});
+    let open = deployment.open().unwrap();
+    let held = open.store.stats().unwrap()[0].usage[0].1.rows;
+    assert!((1_600..=2_000).contains(&held), "{held} rows held");
+    let (rows, counts) = hps_tests::lookup(&open, 0, &keys).unwrap();
+    assert_eq!((counts.hits(TierKind::Host), counts.missing), (held, keys.len() as u64 - held));
+    let default_row = (-1f32).to_le_bytes().repeat(16);
+    let oracle = &deployment.tables[0].oracle;
+    assert!(keys.iter().zip(rows.chunks(64)).all(|(key, row)| row == oracle[key] || row == default_row));
+}
+
+#[test]
 fn readers_and_writers_at_once_see_whole_rows_and_add_up() {
     let keys: Vec<Key> = (0..3_000).collect();
     let deployment = Deployment::new(&[(32, keys.clone())]).with_ssd(0.3, true);
