@@ -1,7 +1,7 @@
 //! `kill -9` while a store opens: model files are loaded for the first time, or replace a table. The next start completes
 //! what was interrupted, and every row is right.
 //!
-//! `HPS_SOAK_KILLS` (6) says how many processes are killed, `HPS_SOAK_ROWS` (60,000) how many rows they load.
+//! `HPS_SOAK_KILLS` (20) says how many processes are killed, `HPS_SOAK_ROWS` (60,000) how many rows they load.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::path::Path;
@@ -48,7 +48,7 @@ fn whatever_a_kill_interrupts_the_next_start_completes() {
     if std::env::var_os(VICTIM).is_some() {
         return;
     }
-    let kills = setting("HPS_SOAK_KILLS", 6);
+    let kills = setting("HPS_SOAK_KILLS", 20);
     let rows = setting("HPS_SOAK_ROWS", 60_000);
     let keys: Vec<Key> = (0..rows).map(hps_core::key::mix).collect();
     let mut random = Random(2_026);

@@ -1,5 +1,5 @@
 //! Readers and writers on a whole store for a while: host memory with a margin over RocksDB, promotion, eviction, updates
-//! and deletions at once; every row that a reader gets is checked. `HPS_SOAK_SECONDS` says how long; 5 unless set.
+//! and deletions at once; every row that a reader gets is checked. `HPS_SOAK_SECONDS` says how long; 30 unless set.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +21,7 @@ struct Versions {
 
 #[test]
 fn every_row_is_one_whole_version_that_was_current_during_the_lookup() {
-    let seconds: u64 = std::env::var("HPS_SOAK_SECONDS").map_or(5, |text| text.parse().unwrap());
+    let seconds: u64 = std::env::var("HPS_SOAK_SECONDS").map_or(30, |text| text.parse().unwrap());
     let keys: Vec<Key> = (0..KEYS).collect();
     let mut deployment = Deployment::new(&[(ROW_BYTES / 4, keys)]).with_ssd(0.3, true);
     deployment.config["volatile_db"]["overflow_margin"] = 2_000.into();
