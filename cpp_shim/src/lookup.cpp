@@ -14,7 +14,7 @@ namespace compat = torch_compat;
 
 [[noreturn]] void fail(const std::string& message) { throw std::runtime_error("hps::lookup: " + message); }
 
-// Refuses tensors that this build cannot serve.
+// Refuses tensors that cannot be served.
 void check_placement(const Tensor& keys) {
   if (!keys.defined()) {
     fail("keys are an undefined tensor");
@@ -23,9 +23,8 @@ void check_placement(const Tensor& keys) {
   if (type == aoti_torch_device_type_meta()) {
     fail("no fake kernel in this process: `import hps_torch` before torch.compile or torch.export");
   }
-  if (type != aoti_torch_device_type_cpu()) {
-    fail("keys are on " + compat::device_name(keys) +
-         ", but this build of hps has no GPU tier yet; pass CPU keys (keys.cpu()) and move the rows afterwards");
+  if (type != aoti_torch_device_type_cpu() && type != aoti_torch_device_type_cuda()) {
+    fail("keys are on " + compat::device_name(keys) + "; pass keys on the CPU or on a CUDA device");
   }
   if (!compat::is_dense(keys)) {
     fail("keys must be a dense tensor; this one is sparse, jagged or of another layout");
@@ -63,7 +62,13 @@ Tensor lookup(const Tensor& keys, std::string_view ps_config_file, std::string_v
   const Tensor dense_keys = compat::contiguous(keys);
   const Tensor rows = compat::empty_rows(keys, emb_vec_size);
   const auto num_keys = static_cast<size_t>(keys.numel());
-  if (num_keys > 0) {
+  if (compat::is_cuda(keys)) {
+    // Also without keys: a device on which the model is not deployed is an error whatever the number.
+    const int32_t ordinal = compat::device_index(keys);
+    table->run_on_device(static_cast<size_t>(ordinal), compat::current_cuda_stream(ordinal),
+                         address(num_keys > 0 ? dense_keys.const_data_ptr() : nullptr), num_keys,
+                         address(num_keys > 0 ? rows.mutable_data_ptr() : nullptr));
+  } else if (num_keys > 0) {
     table->run(address(dense_keys.const_data_ptr()), num_keys, address(rows.mutable_data_ptr()));
   }
   return rows;

@@ -4,6 +4,7 @@
 // of every message. Users should see neither, so failures become std::runtime_error with a text of ours.
 #pragma once
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -142,7 +143,32 @@ inline Tensor contiguous(const Tensor& tensor) {
   }
 }
 
-// A float32 CPU tensor of shape `leading + [last]`, its contents unspecified. Asks torch's allocator directly: the operator
+inline bool is_cuda(const Tensor& tensor) { return device_type(tensor) == aoti_torch_device_type_cuda(); }
+
+// The ordinal of a CUDA tensor's device.
+inline int32_t device_index(const Tensor& tensor) {
+  int32_t index = -1;
+  check(aoti_torch_get_device_index(tensor.get(), &index), "tell the device of a tensor");
+  return index;
+}
+
+// Torch's current stream on a CUDA device. Only a CUDA build of libtorch has the function, so it is looked for when there is a
+// CUDA tensor: whoever made one has loaded the library.
+inline size_t current_cuda_stream(int32_t device_index) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const Function function = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return reinterpret_cast<Function>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+  }();
+  if (function == nullptr) {
+    throw std::runtime_error("hps: keys are on a GPU, but libtorch_cuda.so of this process cannot tell torch's stream");
+  }
+  void* stream = nullptr;
+  check(function(device_index, &stream), "tell the current stream of cuda:" + std::to_string(device_index));
+  return reinterpret_cast<size_t>(stream);
+}
+
+// A float32 tensor of shape `leading + [last]` on the device of `leading`, its contents unspecified. Asks torch's allocator directly: the operator
 // aten::empty would cost a second trip through the dispatcher.
 inline Tensor empty_rows(const Tensor& leading, int64_t last) {
   const auto sizes_before = leading.sizes();
@@ -163,10 +189,15 @@ inline Tensor empty_rows(const Tensor& leading, int64_t last) {
   }
 
   AtenTensorHandle handle = nullptr;
-  check(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                 aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, &handle),
-        "allocate " + std::to_string(leading.numel()) + " rows of " + std::to_string(last) +
-            " float32 values (out of memory?)");
+  const bool on_gpu = is_cuda(leading);
+  const AOTITorchError code = aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), aoti_torch_dtype_float32(),
+      on_gpu ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), on_gpu ? device_index(leading) : 0, &handle);
+  if (code != TORCH_SUCCESS) {
+    check(code, "allocate " + std::to_string(leading.numel()) + " rows of " + std::to_string(last) + " float32 values (" +
+                    (on_gpu ? "out of GPU memory? or device lost by an earlier CUDA error: then restart the process)"
+                            : "out of memory?)"));
+  }
   return Tensor(handle);
 }
 

@@ -2,7 +2,7 @@
 # Shared by the scripts of this folder: where things are, steps with numbers, commands with a log. To be sourced by bash.
 #
 #   ROOT VENV PYTHON LOGS                 repository, .venv, its python, folder of logs
-#   CARGO_TARGET_DIR LIBCLANG_PATH BINDGEN_EXTRA_CLANG_ARGS PATH     exported by hps_env
+#   CARGO_TARGET_DIR LIBCLANG_PATH BINDGEN_EXTRA_CLANG_ARGS HPS_NVRTC PATH     exported by hps_env
 #   step, note, fail, run_logged          see below
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -37,6 +37,14 @@ clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 # Where cargo keeps its downloads and a rustup installation its programs.
 cargo_home() { printf '%s' "${CARGO_HOME:-${HOME:-}/.cargo}"; }
 
+# _package_folder PACKAGE FOLDER  prints the absolute path of a folder of a Python package.
+_package_folder() {
+  "$PYTHON" -c '
+import importlib.util, os, sys
+print(os.path.realpath(os.path.join(importlib.util.find_spec(sys.argv[1]).submodule_search_locations[0], sys.argv[2])))' \
+    "$1" "$2"
+}
+
 # Environment of every build. The values must be the same in all scripts: cargo compiles RocksDB again (20 minutes on two cores)
 # when LIBCLANG_PATH or BINDGEN_EXTRA_CLANG_ARGS changes. Needs .venv with libclang.
 hps_env() {
@@ -44,12 +52,19 @@ hps_env() {
   export PATH
   export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$ROOT/target}"
   if [ -z "${LIBCLANG_PATH:-}" ]; then
-    LIBCLANG_PATH="$("$PYTHON" -c '
-import importlib.util, os
-package = importlib.util.find_spec("clang").submodule_search_locations[0]
-print(os.path.realpath(os.path.join(package, "native")))')" || fail "libclang is not installed in $VENV; run scripts/setup"
+    # By a link beside what is built with it, so that the value stays when the environment moves.
+    local libclang
+    libclang="$(_package_folder clang native)" || fail "libclang is not installed in $VENV; run scripts/setup"
+    mkdir -p "$CARGO_TARGET_DIR"
+    ln -sfn "$libclang" "$CARGO_TARGET_DIR/libclang"
+    LIBCLANG_PATH="$CARGO_TARGET_DIR/libclang"
   fi
   export LIBCLANG_PATH
+  # The compiler of the kernels; without it a library is built that serves CPU tensors alone.
+  if [ -z "${HPS_NVRTC+set}" ]; then
+    HPS_NVRTC="$(_package_folder nvidia.cuda_nvrtc lib)/libnvrtc.so.12" || fail "nvidia-cuda-nvrtc-cu12 is not installed in $VENV; run scripts/setup"
+  fi
+  export HPS_NVRTC
   # libclang from PyPI comes without the compiler's own headers (stddef.h and the like).
   export BINDGEN_EXTRA_CLANG_ARGS="${BINDGEN_EXTRA_CLANG_ARGS:--I$(c++ -print-file-name=include)}"
 }

@@ -19,6 +19,7 @@ use hps_ssd::{SsdSettings, SsdTier};
 use parking_lot::Mutex;
 
 use crate::console::Console;
+use crate::devices;
 use crate::registry::OpenStore;
 
 /// Bytes of a float32.
@@ -37,6 +38,8 @@ pub fn resolve(ps_config_file: &str) -> Result<PathBuf> {
 /// # Errors
 /// `Config` with every problem found; whatever the tiers report. Nothing stays open then.
 pub fn open(file: &Path) -> Result<OpenStore> {
+    // A lookup may open its store while the caller captures a graph.
+    let _safe = hps_gpu::CaptureSafe::new();
     let observer: Arc<dyn Observer> = Arc::new(Console::new());
     let started = Instant::now();
     let loaded = Config::from_file(file)?;
@@ -131,8 +134,12 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
         }
     }
     let promote_found = config.volatile_db.as_ref().is_some_and(|settings| settings.cache_missed_embeddings);
-    let tiers = Tiers { specs: storage.specs, caches: cache.into_iter().collect(), truth, clocks };
-    EmbeddingStore::new(storage.tables, tiers, promote_found, Arc::clone(observer))
+    let devices = devices::open(config, &storage, truth.as_ref(), sources.as_deref(), &clocks, observer)?;
+    let warms_up = devices::hottest_keys(config, &storage, sources.as_deref());
+    let tiers = Tiers { specs: storage.specs, caches: cache.into_iter().collect(), truth, clocks, devices };
+    let store = EmbeddingStore::new(storage.tables, tiers, promote_found, Arc::clone(observer))?;
+    store.fill_devices(&warms_up, observer.as_ref())?;
+    Ok(store)
 }
 
 /// Held while a store is opened on a database: a table is loaded by one store at a time, and the next one that names
@@ -183,11 +190,12 @@ fn open_host(settings: &VolatileDbConfig, specs: &[TableSpec]) -> Result<Arc<Hos
 }
 
 /// Storage tables of all models, numbered for the tiers, and the tables that use them.
-struct StorageTables<'c> {
-    specs: Vec<TableSpec>,
-    tables: Vec<Table>,
+pub(crate) struct StorageTables<'c> {
+    pub(crate) specs: Vec<TableSpec>,
+    /// In the order of [`Table::sort`].
+    pub(crate) tables: Vec<Table>,
     /// Model and storage table that each spec came from.
-    origins: Vec<(&'c ModelConfig, &'c StorageTable)>,
+    pub(crate) origins: Vec<(&'c ModelConfig, &'c StorageTable)>,
 }
 
 impl<'c> StorageTables<'c> {
@@ -209,6 +217,7 @@ impl<'c> StorageTables<'c> {
                 all.tables.push(Table::new(model, table_id, name, storage, dim, table.default_value));
             }
         }
+        Table::sort(&mut all.tables);
         all
     }
 

@@ -8,6 +8,7 @@
 pub mod assemble;
 mod c_api;
 mod console;
+mod devices;
 mod fork;
 mod guard;
 mod prepared;
@@ -46,5 +47,20 @@ mod ffi {
         /// `num_keys * emb_vec_size` float32; both in host memory, aligned to their element, not overlapping, valid
         /// and otherwise unused until the call returns. Either may be 0 if `num_keys` is 0.
         unsafe fn run(self: &PreparedLookup, keys: usize, num_keys: usize, rows: usize) -> Result<()>;
+
+        /// The same for keys and rows in the memory of the GPU with this CUDA ordinal. The rows are complete in the order of
+        /// `stream`, a `cudaStream_t` of that device; the call may return before.
+        ///
+        /// # Safety
+        /// As above, in device memory; valid and otherwise unused until the stream has passed what was sent to it. Rows
+        /// begin at a multiple of 16 bytes.
+        unsafe fn run_on_device(
+            self: &PreparedLookup,
+            ordinal: usize,
+            stream: usize,
+            keys: usize,
+            num_keys: usize,
+            rows: usize,
+        ) -> Result<()>;
     }
 }

@@ -4,10 +4,14 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 use hps_core::batch::MAX_BATCH_KEYS;
+use hps_core::device::DeviceLookup;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Key, KeyWidth, Result, RowsMut};
 
 use crate::guard::no_panic;
 use crate::registry::{OpenStore, registry};
+
+/// Kernels write rows in pieces of up to 16 bytes.
+const DEVICE_ROWS_ALIGNMENT: usize = 16;
 
 /// A table that was found, in a store that stays open as long as this lives.
 pub(crate) struct PreparedLookup {
@@ -73,10 +77,7 @@ impl PreparedLookup {
             }
             let row_bytes = table.row_bytes();
             let num_bytes = num_keys.checked_mul(row_bytes).filter(|&bytes| bytes <= isize::MAX as usize);
-            let key_bytes = match open.key_width {
-                KeyWidth::Bits64 => size_of::<u64>(),
-                KeyWidth::Bits32 => size_of::<u32>(),
-            };
+            let key_bytes = open.key_width.num_bytes();
             let (Some(num_bytes), true, true) =
                 (num_bytes, keys.is_multiple_of(key_bytes), rows.is_multiple_of(size_of::<f32>()))
             else {
@@ -103,6 +104,36 @@ impl PreparedLookup {
                 }
             }
             Ok(())
+        })
+    }
+}
+
+impl PreparedLookup {
+    /// See the bridge.
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn run_on_device(
+        &self,
+        ordinal: usize,
+        stream: usize,
+        keys: usize,
+        num_keys: usize,
+        rows: usize,
+    ) -> Result<()> {
+        no_panic(|| {
+            let open = open_store(&self.store)?;
+            if !keys.is_multiple_of(open.key_width.num_bytes()) || !rows.is_multiple_of(DEVICE_ROWS_ALIGNMENT) {
+                return Err(Error::new(ErrorKind::InvalidArgument, "keys or rows on the GPU are not aligned"));
+            }
+            let lookup = DeviceLookup {
+                keys: keys as u64,
+                num_keys,
+                key_width: open.key_width,
+                rows: rows as u64,
+                stream: stream as u64,
+            };
+            open.store.lookup_on_device(self.table, ordinal, &lookup)
         })
     }
 }

@@ -19,7 +19,7 @@ pub(crate) fn stats_json(open: &OpenStore) -> Result<String> {
             "storage_name": table.storage_name,
             "dim": table.dim,
             "keys": counts.keys(),
-            "gpu_hits": 0,
+            "gpu_hits": counts.hits(TierKind::Gpu),
             "host_hits": counts.hits(TierKind::Host),
             "redis_hits": 0,
             "ssd_hits": counts.hits(TierKind::Ssd),

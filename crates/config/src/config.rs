@@ -27,6 +27,16 @@ pub enum KeyWidth {
     Bits64,
 }
 
+impl KeyWidth {
+    /// Bytes of a key.
+    pub fn num_bytes(self) -> usize {
+        match self {
+            Self::Bits32 => 4,
+            Self::Bits64 => 8,
+        }
+    }
+}
+
 /// A configuration in which everything has been checked that can be without opening a database.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {

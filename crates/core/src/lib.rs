@@ -1,12 +1,17 @@
 //! Vocabulary, tier traits and the walk of a parameter server for embedding tables.
 //!
 //! ```text
-//! EmbeddingStore::lookup                 store.rs      the walk, one function
+//! EmbeddingStore::lookup_on_device       store.rs      keys of a GPU: the device's own rows first, its misses by the walk
+//!   |-- device tier                      device.rs     DeviceTier: rows in the memory of a GPU
+//!   `-- fetcher.rs                                     rows that a device wants for later
+//! EmbeddingStore::lookup                 store.rs      keys of the host
+//!   `-- Walk::walk                       walk.rs       the walk, one function:
 //!   |-- cache tiers, fastest first       tier.rs       CacheTier: part of what is below (host memory)
 //!   |-- the truth                        tier.rs       TruthTier: what it holds is the table (SSD, or host alone)
 //!   |-- default row                                    for keys that are in no tier, and counted
 //!   `-- promoter.rs                                    rows found below move up, unless written since
 //! opening                                load.rs       model files -> truth, once; truth -> caches
+//!                                        fill_devices.rs   truth -> GPUs
 //! ```
 //!
 //! Words: a **table** is keys that share one size of rows; a **row** is the bytes of one embedding vector; a **hit**
@@ -16,7 +21,10 @@
 //! This crate knows no CUDA, no RocksDB, no torch. Rows are bytes; nothing here panics on the request path.
 
 pub mod batch;
+pub mod device;
 pub mod error;
+mod fetcher;
+mod fill_devices;
 pub mod key;
 pub mod load;
 pub mod memory;
@@ -31,6 +39,7 @@ pub mod store;
 pub mod testing;
 pub mod tier;
 pub mod update_clock;
+mod walk;
 
 pub use batch::Batch;
 pub use error::{Error, ErrorKind, Result};

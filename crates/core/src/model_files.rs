@@ -153,6 +153,29 @@ impl ModelFiles {
         Ok(format!("{:016x}{:016x}", key_hash.digest(), vector_hash.digest()))
     }
 
+    /// Reads the first `most` keys, in order.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; `OutOfMemory`.
+    pub fn read_keys(&self, most: u64) -> Result<Vec<Key>> {
+        let path = self.directory.join("key");
+        let mut file = open_file(&path)?;
+        let wanted = usize::try_from(most.min(self.num_keys())).unwrap_or(usize::MAX);
+        let mut keys = Vec::new();
+        keys.try_reserve_exact(wanted).map_err(|why| {
+            Error::new(ErrorKind::OutOfMemory, format!("{}: no memory for its keys", path.display())).caused_by(why)
+        })?;
+        let mut bytes = Vec::new();
+        while keys.len() < wanted {
+            let piece = (wanted - keys.len()).min(1 << 16);
+            fill(&mut file, &path, &mut bytes, piece * KEY_BYTES)?;
+            for &raw in bytes.as_chunks::<KEY_BYTES>().0 {
+                keys.push(self.key(i64::from_le_bytes(raw), keys.len() as u64)?);
+            }
+        }
+        Ok(keys)
+    }
+
     fn key(&self, raw: i64, position: u64) -> Result<Key> {
         match self.key_width {
             KeyWidth::Bits64 => Ok(raw.cast_unsigned()),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::tier::{TierKind, TierUsage};
 
 /// Number of kinds of tiers.
-const KINDS: usize = 2;
+const KINDS: usize = 3;
 
 /// Where the keys of one or more lookups were found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,8 @@ impl LookupCounts {
         self.hits.iter().sum::<u64>() + self.missing
     }
 
-    pub(crate) fn add_hits(&mut self, kind: TierKind, number: usize) {
+    /// Notes keys that a tier answered.
+    pub fn add_hits(&mut self, kind: TierKind, number: usize) {
         if let Some(hits) = self.hits.get_mut(kind as usize) {
             *hits += number as u64;
         }

@@ -1,4 +1,4 @@
-//! The store: all tables of one configuration and the tiers that hold them. [`EmbeddingStore::lookup`] is the walk.
+//! The store: all tables of one configuration and the tiers that hold them.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::batch::{Batch, MAX_BATCH_KEYS};
+use crate::device::{self, DeviceAnswer, DeviceLookup, DeviceTier};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, TableId};
+use crate::fetcher::Fetcher;
 use crate::observer::Observer;
-use crate::promoter::{Found, PIECE_BYTES, Promoter};
+use crate::promoter::Promoter;
 use crate::row::{Rows, RowsMut};
 use crate::stats::{LookupCounters, LookupCounts, TableStats};
-use crate::tier::{CacheTier, TableSpec, TruthTier};
-use crate::update_clock::{ClockSnapshot, UpdateClock};
+use crate::tier::{CacheTier, TableSpec, TierKind, TierUsage, TruthTier};
+use crate::update_clock::UpdateClock;
+use crate::walk::{Walk, out_of_range};
 
 /// A table as the caller knows it: (model, table_id). Fused tables share storage, each with its own default row.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub struct Table {
     storage: TableId,
     dim: usize,
     default_row: Box<[u8]>,
-    counters: LookupCounters,
+    pub(crate) counters: LookupCounters,
 }
 
 impl Table {
@@ -59,6 +61,26 @@ impl Table {
         self.default_row.len()
     }
 
+    /// The row of a key that no tier holds.
+    pub fn default_row(&self) -> &[u8] {
+        &self.default_row
+    }
+
+    /// The model that it belongs to.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The order of a store's tables: by model, then by table id. Their positions are the numbers that devices know them by.
+    pub fn sort(tables: &mut [Self]) {
+        tables.sort_by(|a, b| (&a.model, a.table_id).cmp(&(&b.model, b.table_id)));
+    }
+
+    /// Adds to an error which table it is about.
+    pub(crate) fn name_in(&self, error: Error) -> Error {
+        error.at("model", &self.model).at("table", &self.name)
+    }
+
     /// Where its rows are stored.
     pub fn storage(&self) -> TableId {
         self.storage
@@ -75,21 +97,22 @@ pub struct Tiers {
     pub truth: Arc<dyn TruthTier>,
     /// One clock for each storage table.
     pub clocks: Arc<[UpdateClock]>,
+    /// GPUs, each with an ordinal of its own. They know tables by the order of [`Table::sort`].
+    pub devices: Vec<Arc<dyn DeviceTier>>,
 }
 
 /// All tables of one configuration. Every method may be called from any number of threads.
 pub struct EmbeddingStore {
     /// By model name, then table id.
-    tables: Vec<Table>,
+    tables: Arc<[Table]>,
     models: HashMap<String, Range<usize>>,
     specs: Vec<TableSpec>,
-    caches: Vec<Arc<dyn CacheTier>>,
-    truth: Arc<dyn TruthTier>,
-    clocks: Arc<[UpdateClock]>,
+    walk: Arc<Walk>,
     /// One for each storage table: writes of one table reach all tiers in one order.
     writers: Vec<Mutex<()>>,
-    /// None if rows found below are not carried up.
-    promoter: Option<Promoter>,
+    devices: Vec<Arc<dyn DeviceTier>>,
+    /// None without devices.
+    fetcher: Option<Fetcher>,
 }
 
 impl EmbeddingStore {
@@ -104,23 +127,28 @@ impl EmbeddingStore {
         promote_found: bool,
         observer: Arc<dyn Observer>,
     ) -> Result<Self> {
-        tables.sort_by(|a, b| (&a.model, a.table_id).cmp(&(&b.model, b.table_id)));
+        Table::sort(&mut tables);
         let mut models: HashMap<String, Range<usize>> = HashMap::new();
         for (i, table) in tables.iter().enumerate() {
             models.entry(table.model.clone()).or_insert(i..i).end = i + 1;
         }
         let promoter = (promote_found && !tiers.caches.is_empty())
-            .then(|| Promoter::start(tiers.caches.clone(), Arc::clone(&tiers.clocks), observer))
+            .then(|| Promoter::start(tiers.caches.clone(), Arc::clone(&tiers.clocks), Arc::clone(&observer)))
+            .transpose()?;
+        let (caches, truth, clocks) = (tiers.caches, tiers.truth, tiers.clocks);
+        let walk = Arc::new(Walk { caches, truth, clocks, promoter });
+        let tables: Arc<[Table]> = tables.into();
+        let fetcher = (!tiers.devices.is_empty())
+            .then(|| Fetcher::start(Arc::clone(&walk), Arc::clone(&tables), observer))
             .transpose()?;
         Ok(Self {
             tables,
             models,
             writers: tiers.specs.iter().map(|_| Mutex::new(())).collect(),
             specs: tiers.specs,
-            caches: tiers.caches,
-            truth: tiers.truth,
-            clocks: tiers.clocks,
-            promoter,
+            walk,
+            devices: tiers.devices,
+            fetcher,
         })
     }
 
@@ -177,97 +205,74 @@ impl EmbeddingStore {
                 ),
             ));
         }
-        let mut counts = LookupCounts::default();
-        for (i, keys) in keys.chunks(MAX_BATCH_KEYS).enumerate() {
-            let start = i * MAX_BATCH_KEYS;
-            let mut rows = rows.slice(start, start + keys.len()).ok_or_else(out_of_range)?;
-            counts += self
-                .walk(table, keys, &mut rows)
-                .map_err(|error| error.at("model", &table.model).at("table", &table.name))?;
-        }
+        let counts = self.walk.lookup(table, keys, rows)?.counts;
         table.counters.add(&counts);
         Ok(counts)
     }
 
-    /// The walk: each tier is asked for what the one above it missed.
-    fn walk(&self, table: &Table, keys: &[Key], rows: &mut RowsMut<'_>) -> Result<LookupCounts> {
-        let mut counts = LookupCounts::default();
-        let mut missed: Vec<Vec<u32>> = Vec::with_capacity(self.caches.len());
-        let mut snapshot = None;
-
-        for cache in &self.caches {
-            let asked = missed.last().map_or(Batch::all(keys), |missed| Batch::at(keys, missed));
-            let mut misses = Vec::new();
-            cache.lookup(table.storage, asked, rows, &mut misses)?;
-            counts.add_hits(cache.kind(), asked.len() - misses.len());
-            if misses.is_empty() {
-                self.promote_found(table, keys, rows, &missed, &[], snapshot);
-                return Ok(counts);
-            }
-            if self.promoter.is_some() && snapshot.is_none() {
-                // Before anything is read below: see update_clock.rs.
-                snapshot = self.clocks.get(table.storage.index()).map(UpdateClock::snapshot);
-            }
-            missed.push(misses);
+    /// Looks up keys that are in the memory of a GPU; the rows will be there in the order of the lookup's stream. Keys that
+    /// the device does not hold are looked for by the walk, and their rows are sent after.
+    ///
+    /// `table` is what [`EmbeddingStore::find_table`] gave. The number of keys is at most `u32::MAX`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the table's model is not deployed on the device `ordinal`; `Unsupported` if the stream is being
+    /// captured and the table may need the host; whatever a tier reports. After an error the rows have no meaning.
+    pub fn lookup_on_device(&self, table: usize, ordinal: usize, lookup: &DeviceLookup) -> Result<()> {
+        let number = table;
+        let table = self.table(number)?;
+        let device = self.device(table, number, ordinal)?;
+        if lookup.num_keys == 0 {
+            return Ok(());
         }
-
-        let asked = missed.last().map_or(Batch::all(keys), |missed| Batch::at(keys, missed));
-        let mut missing = Vec::new();
-        self.truth.lookup(table.storage, asked, rows, &mut missing)?;
-        counts.add_hits(self.truth.kind(), asked.len() - missing.len());
-
-        for &position in &missing {
-            if !rows.write(position as usize, &table.default_row) {
-                return Err(out_of_range());
+        let answer = device.lookup(number, lookup).map_err(|error| table.name_in(error))?;
+        match answer {
+            DeviceAnswer::Enqueued => Ok(()),
+            DeviceAnswer::Missed(mut missed) => {
+                let counts = self.walk.answer(table, missed.as_mut()).map_err(|error| table.name_in(error))?;
+                table.counters.add(&counts);
+                Ok(())
+            }
+            DeviceAnswer::Later(missed) => {
+                if let Some(fetcher) = &self.fetcher {
+                    fetcher.offer(number, missed);
+                }
+                Ok(())
             }
         }
-        counts.missing = missing.len() as u64;
-        self.promote_found(table, keys, rows, &missed, &missing, snapshot);
-        Ok(counts)
     }
 
-    /// Offers each cache tier what it missed and a lower tier had; never default rows.
-    fn promote_found(
-        &self,
-        table: &Table,
-        keys: &[Key],
-        rows: &RowsMut<'_>,
-        missed: &[Vec<u32>],
-        missing: &[u32],
-        snapshot: Option<ClockSnapshot>,
-    ) {
-        let (Some(promoter), Some(snapshot)) = (&self.promoter, snapshot) else { return };
-        let snapshot = Arc::new(snapshot);
-        let row_bytes = table.row_bytes();
-        let missing_len = missing.len();
-        let rows = rows.as_rows();
-        for (cache, missed) in missed.iter().enumerate() {
-            // Both lists ascend.
-            let mut missing = missing.iter().copied().peekable();
-            let mut found = missed.iter().filter(|&&position| missing.next_if_eq(&position).is_none());
-            let mut left = missed.len().saturating_sub(missing_len);
-            while left > 0 {
-                let num_rows = left.min((PIECE_BYTES / row_bytes).max(1));
-                let piece = if promoter.has_room(num_rows, row_bytes) {
-                    Found::with_capacity(table.storage, cache, row_bytes, &snapshot, num_rows)
-                } else {
-                    None
-                };
-                let Some(mut piece) = piece else {
-                    promoter.drop_rows(table.storage, left);
-                    break;
-                };
-                for &position in found.by_ref().take(num_rows) {
-                    if let (Some(key), Some(row)) = (keys.get(position as usize), rows.get(position as usize))
-                    {
-                        piece.keys.push(*key);
-                        piece.rows.extend_from_slice(row);
-                    }
-                }
-                promoter.offer(piece);
-                left -= num_rows;
-            }
-        }
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &dyn DeviceTier> {
+        self.devices.iter().map(Arc::as_ref)
+    }
+
+    pub(crate) fn tables(&self) -> &[Table] {
+        &self.tables
+    }
+
+    pub(crate) fn walk(&self) -> &Walk {
+        &self.walk
+    }
+
+    pub(crate) fn truth(&self) -> &dyn TruthTier {
+        self.walk.truth.as_ref()
+    }
+
+    pub(crate) fn clock(&self, table: TableId) -> Result<&UpdateClock> {
+        self.walk.clocks.get(table.index()).ok_or_else(out_of_range)
+    }
+
+    pub(crate) fn storage_name(&self, table: TableId) -> &str {
+        self.specs.get(table.index()).map_or("", |spec| spec.name.as_str())
+    }
+
+    fn device(&self, table: &Table, number: usize, ordinal: usize) -> Result<&dyn DeviceTier> {
+        let found = self.devices.iter().find(|device| device.ordinal() == ordinal && device.serves(number));
+        found.map(Arc::as_ref).ok_or_else(|| {
+            let deployed = self.devices.iter().filter(|device| device.serves(number));
+            let deployed: Vec<_> = deployed.map(|device| device.ordinal()).collect();
+            device::not_deployed(table.model(), ordinal, &deployed)
+        })
     }
 
     /// Writes rows, new or not, to the truth and overwrites them wherever they are cached. When it returns, no
@@ -279,13 +284,21 @@ impl EmbeddingStore {
     /// hold nothing else than the truth does.
     pub fn insert(&self, table: TableId, keys: &[Key], rows: Rows<'_>) -> Result<()> {
         let _one_at_a_time = self.begin_write(table)?;
-        let written = self.truth.insert(table, keys, rows);
+        let written = self.walk.truth.insert(table, keys, rows);
         self.advance(table, keys)?;
-        self.write_caches(written, |cache, written| match written {
-            // What the truth holds after a failure is unknown: the caches must ask it again.
+        // What the truth holds after a failure is unknown: whatever stands above must ask it again.
+        let is_written = written.is_ok();
+        let written = self.write_caches(written, |cache| match is_written {
             false => cache.erase(table, keys),
             true => cache.update(table, keys, rows).or_else(|failure| {
                 cache.erase(table, keys)?;
+                Err(failure)
+            }),
+        });
+        self.write_devices(written, |device| match is_written {
+            false => device.erase(table, keys),
+            true => device.update(table, keys, rows).or_else(|failure| {
+                device.erase(table, keys)?;
                 Err(failure)
             }),
         })
@@ -297,25 +310,29 @@ impl EmbeddingStore {
     /// As [`EmbeddingStore::insert`].
     pub fn erase(&self, table: TableId, keys: &[Key]) -> Result<()> {
         let _one_at_a_time = self.begin_write(table)?;
-        let written = self.truth.erase(table, keys);
+        let written = self.walk.truth.erase(table, keys);
         self.advance(table, keys)?;
-        self.write_caches(written, |cache, _| cache.erase(table, keys))
+        let written = self.write_caches(written, |cache| cache.erase(table, keys));
+        self.write_devices(written, |device| device.erase(table, keys))
     }
 
     /// Follows a write of the truth up through all caches, whatever fails on the way; returns the first failure.
-    fn write_caches(
-        &self,
-        written: Result<()>,
-        write: impl Fn(&dyn CacheTier, bool) -> Result<()>,
-    ) -> Result<()> {
-        let is_written = written.is_ok();
-        self.caches.iter().rev().fold(written, |first, cache| first.and(write(cache.as_ref(), is_written)))
+    fn write_caches(&self, written: Result<()>, write: impl Fn(&dyn CacheTier) -> Result<()>) -> Result<()> {
+        self.walk.caches.iter().rev().fold(written, |first, cache| first.and(write(cache.as_ref())))
     }
 
-    /// Waits until every row that a finished lookup offered for promotion was promoted or dropped.
+    /// The same for all devices.
+    fn write_devices(&self, written: Result<()>, write: impl Fn(&dyn DeviceTier) -> Result<()>) -> Result<()> {
+        self.devices.iter().fold(written, |first, device| first.and(write(device.as_ref())))
+    }
+
+    /// Waits until every row that a finished lookup offered for promotion, or left for later, was taken in or dropped.
     pub fn drain_promotions(&self) {
-        if let Some(promoter) = &self.promoter {
+        if let Some(promoter) = &self.walk.promoter {
             promoter.drain();
+        }
+        if let Some(fetcher) = &self.fetcher {
+            fetcher.drain();
         }
     }
 
@@ -324,17 +341,28 @@ impl EmbeddingStore {
     /// # Errors
     /// Whatever a tier reports.
     pub fn stats(&self) -> Result<Vec<TableStats>> {
-        self.tables.iter().map(|table| self.table_stats(table)).collect()
+        self.tables.iter().enumerate().map(|(number, table)| self.table_stats(number, table)).collect()
     }
 
-    fn table_stats(&self, table: &Table) -> Result<TableStats> {
+    fn table_stats(&self, number: usize, table: &Table) -> Result<TableStats> {
         let mut usage = Vec::new();
-        for cache in &self.caches {
+        let mut counts = table.counters.read();
+        let mut on_devices: Option<TierUsage> = None;
+        for device in self.devices.iter().filter(|device| device.serves(number)) {
+            counts += device.counts(number)?;
+            if let Some(more) = device.usage(table.storage)? {
+                let sum = on_devices.get_or_insert_default();
+                sum.rows += more.rows;
+                sum.bytes += more.bytes;
+            }
+        }
+        usage.extend(on_devices.map(|sum| (TierKind::Gpu, sum)));
+        for cache in &self.walk.caches {
             usage.push((cache.kind(), cache.usage(table.storage)?));
         }
-        usage.push((self.truth.kind(), self.truth.usage(table.storage)?));
+        usage.push((self.walk.truth.kind(), self.walk.truth.usage(table.storage)?));
         let (promoted, promotions_dropped) =
-            self.promoter.as_ref().map_or((0, 0), |promoter| promoter.counts(table.storage));
+            self.walk.promoter.as_ref().map_or((0, 0), |promoter| promoter.counts(table.storage));
         Ok(TableStats {
             model: table.model.clone(),
             table_id: table.table_id,
@@ -345,7 +373,7 @@ impl EmbeddingStore {
                 .map(|spec| spec.name.clone())
                 .unwrap_or_default(),
             dim: table.dim,
-            counts: table.counters.read(),
+            counts,
             promoted,
             promotions_dropped,
             usage,
@@ -357,7 +385,7 @@ impl EmbeddingStore {
         let writer = self.writers.get(table.index()).ok_or_else(|| {
             Error::new(ErrorKind::InvalidArgument, format!("there is no storage table {}", table.index()))
         })?;
-        if self.truth.is_shared(table) {
+        if self.walk.truth.is_shared(table) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "another open store of this process caches this table of the same database and would keep its old rows; \
@@ -368,11 +396,7 @@ impl EmbeddingStore {
     }
 
     fn advance(&self, table: TableId, keys: &[Key]) -> Result<()> {
-        self.clocks.get(table.index()).ok_or_else(out_of_range)?.advance(keys);
+        self.walk.clocks.get(table.index()).ok_or_else(out_of_range)?.advance(keys);
         Ok(())
     }
-}
-
-fn out_of_range() -> Error {
-    Error::new(ErrorKind::Internal, "a tier reported a position outside the batch")
 }

@@ -22,6 +22,8 @@ pub struct TableSpec {
 /// One level of storage below the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TierKind {
+    /// The memory of a GPU.
+    Gpu,
     /// Host memory of this process.
     Host,
     /// An SSD, through RocksDB.
@@ -32,6 +34,7 @@ impl TierKind {
     /// The word for it in messages and statistics.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Gpu => "gpu",
             Self::Host => "host",
             Self::Ssd => "ssd",
         }
@@ -179,6 +182,14 @@ pub trait TruthTier: Tier {
     /// `Storage`, `Corrupt`.
     fn count_rows(&self, table: TableId) -> Result<u64> {
         Ok(self.usage(table)?.rows)
+    }
+
+    /// The largest key, if telling it does not take reading all rows.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the table is unknown.
+    fn largest_key(&self, _table: TableId) -> Result<Option<Key>> {
+        Ok(None)
     }
 
     /// True if nothing can be written.

@@ -159,6 +159,11 @@ impl Table {
         self.shards.iter().map(|Shard(lock)| lock.read().len() as u64).collect()
     }
 
+    /// The largest key that is held.
+    pub(crate) fn largest_key(&self) -> Option<Key> {
+        self.shards.iter().filter_map(|Shard(lock)| lock.read().keys().max()).max()
+    }
+
     /// Shows every row once. Rows that come during the scan may be missed, rows that go may still be shown.
     ///
     /// No lock is held while `visit` runs, so keys can move meanwhile: a scan remembers the keys of a share of a

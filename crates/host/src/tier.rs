@@ -176,6 +176,10 @@ impl TruthTier for HostTier {
         self.entry(table)?.table.load_full().scan(visit)
     }
 
+    fn largest_key(&self, table: TableId) -> Result<Option<Key>> {
+        Ok(self.entry(table)?.table.load_full().largest_key())
+    }
+
     fn is_read_only(&self) -> bool {
         false
     }

@@ -1,0 +1,243 @@
+"""Rows that are in GPU memory: hits of every size, the host's share of a call, table sizes."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gpu_workload as workload
+import torch
+import torch.nn.functional as functional
+from gpu_measure import Report, Times, checked, host_us, measure, speed, wrong_rows
+from gpu_store import Store, Stores, Table
+
+SIZES = (1024, 16384, 65536, 1048576)
+COLUMNS = (
+    *("system", "drawn", "dim", "keys", "t_us", "g1_us", "g16_us", "gkeys", "gbytes"),
+    *("g16_gkeys", "g16_gbytes", "hit", "ratio", "g16_ratio", "bound", "check"),
+)
+
+
+@dataclass
+class Bench:
+    """What all sections share."""
+
+    home: Path
+    device: torch.device
+    report: Report
+    stores: Stores
+    #: Bytes per second, read and written, that memory can move.
+    bandwidth: float
+    #: Divides the number of rows.
+    shrink: int = 1
+    baselines: dict[tuple[str, int, int, int], Times] = field(default_factory=dict)
+
+    def bound_us(self, size: int, dim: int, probe: int) -> float:
+        """Time in which memory moves a key, a probe and a row, read and written, per key."""
+        return size * (8 + probe + 2 * 4 * dim) / self.bandwidth * 1e6
+
+    def positions(self, drawn: str, dim: int, size: int, items: int) -> list[torch.Tensor]:
+        """Batches of positions in a list of `items` keys."""
+        phase = workload.HIT_UNIFORM if drawn == "uniform" else workload.HIT_ZIPF
+        draws = [
+            workload.uniforms(workload.stream(dim, phase, size, batch), size, self.device)
+            for batch in range(workload.BATCHES)
+        ]
+        if drawn == "uniform":
+            return [workload.uniform_positions(u, items) for u in draws]
+        zipf = workload.Zipf(items)
+        return [zipf.ranks(u) for u in draws]
+
+    def baseline(
+        self, table: Table, drawn: str, positions: list[torch.Tensor], items: int
+    ) -> Times:
+        """F.embedding on the table's hottest rows, measured once per run and printed."""
+        size = positions[0].numel()
+        key = (drawn, table.dim, size, items)
+        if key not in self.baselines:
+            weight = table.resident[:items]
+            times = measure(lambda batch: functional.embedding(batch, weight), positions)
+            self.baselines[key] = times
+            self.report.row(
+                system="F.embedding",
+                drawn=drawn,
+                dim=table.dim,
+                rows=items,
+                keys=size,
+                t_us=times.t_us,
+                g1_us=times.g1_us,
+                g16_us=times.g16_us,
+                **speed(size, table.dim, times.t_us),
+                **speed(size, table.dim, times.g16_us, "g16_"),
+            )
+        return self.baselines[key]
+
+
+def hit_row(
+    bench: Bench,
+    store: Store,
+    table: Table,
+    system: str,
+    drawn: str,
+    positions: list[torch.Tensor],
+    keys: torch.Tensor,
+    probe: int,
+) -> str | None:
+    """Measures one cell: `positions` into `keys`. Returns why there are no graphs."""
+    size, dim, items = positions[0].numel(), table.dim, len(keys)
+    base = bench.baseline(table, drawn, positions, items)
+    batches = [keys[part] for part in positions]
+    wrong = sum(checked(store.lookup, batch, dim) for batch in batches)
+    before = store.counts()
+    refuses = store.plan.kind == "dynamic"
+    times = measure(store.lookup, batches, refuses_graphs=refuses, check=True)
+    hit_rate = store.counts().since(before).hit_rate
+    graphs = times.g16_us is not None and base.g16_us is not None
+    bench.report.row(
+        system=system,
+        drawn=drawn,
+        dim=dim,
+        rows=items,
+        keys=size,
+        t_us=times.t_us,
+        g1_us=times.g1_us,
+        g16_us=times.g16_us,
+        hit=None if hit_rate is None else 100 * hit_rate,
+        ratio=base.t_us / times.t_us,
+        g16_ratio=base.g16_us / times.g16_us if graphs else None,
+        bound=bench.bound_us(size, dim, probe) / times.kernel_us,
+        wrong=wrong + times.wrong,
+        **speed(size, dim, times.t_us),
+        **speed(size, dim, times.g16_us, "g16_"),
+    )
+    return times.no_graph
+
+
+def hits(bench: Bench, table: Table, *, hashed: bool = False) -> None:
+    """The C hottest rows, all of them held: `static`."""
+    name = "hashed" if hashed else "hit"
+    bench.report.begin(name, *COLUMNS)
+    store = bench.stores.open("static", 1.0, table.files(table.cached, hashed=hashed))
+    keys = table.keys[: table.cached]
+    keys = workload.hashed(keys) if hashed else keys
+    system = "static, 60-bit keys" if hashed else "static"
+    for size in SIZES:
+        for drawn in ("uniform", "Zipf"):
+            positions = bench.positions(drawn, table.dim, size, len(keys))
+            probe = 64 if hashed else 32
+            hit_row(bench, store, table, system, drawn, positions, keys, probe)
+
+
+def hashed_hits(bench: Bench, table: Table) -> None:
+    """The same with keys of 60 bits, which are compared in full: a probe of 64 bytes."""
+    hits(bench, table, hashed=True)
+
+
+def cached_store(bench: Bench, table: Table, kind: str) -> Store:
+    """All rows of the table, a tenth of them in the cache: exactly C slots."""
+    share = table.cached / table.rows
+    return bench.stores.open(kind, share, table.files(table.rows))
+
+
+def warm(bench: Bench, table: Table) -> None:
+    """The share of the C hottest rows that the cache holds after opening, in one lookup."""
+    bench.stores.close()
+    bench.report.begin("warm", "system", "dim", "rows", "keys", "hit", "check")
+    store = cached_store(bench, table, "dynamic")
+    keys = table.keys[: table.cached]
+    before = store.counts()
+    rows = store.lookup(keys)
+    counts = store.counts().since(before)
+    bench.report.row(
+        system="dynamic, C hottest",
+        dim=table.dim,
+        rows=table.rows,
+        keys=len(keys),
+        hit=100 * (counts.hit_rate or 0.0),
+        wrong=wrong_rows(rows, keys),
+    )
+
+
+def resident_hits(bench: Bench, table: Table) -> None:
+    """Hits of the cache in front of the whole table: keys that it holds, the hottest of them."""
+    bench.report.begin("resident", *COLUMNS)
+    store = cached_store(bench, table, "dynamic")
+    keys = table.keys[: table.cached]
+    parts = keys.split(max(len(keys) // 64, 1))
+    for part in parts:
+        store.lookup(part)
+    held = 0
+    for part in parts:
+        before = store.counts()
+        store.lookup(part)
+        counts = store.counts().since(before)
+        if counts.gpu < counts.keys:
+            break
+        held += len(part)
+    if held == 0:
+        raise RuntimeError(f"the cache does not hold the {len(parts[0]):,} hottest rows")
+    print(f"  drawn from the {held:,} hottest rows, {held / len(keys):.1%} of what the cache holds")
+    for size in SIZES:
+        for drawn in ("uniform", "Zipf"):
+            positions = bench.positions(drawn, table.dim, size, held)
+            refusal = hit_row(bench, store, table, "dynamic", drawn, positions, keys[:held], 32)
+    if refusal is not None:
+        print(f"  no graphs: {refusal}")
+
+
+class Plain(torch.nn.Module):
+    """What the layer replaces."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, keys: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(keys, self.weight)
+
+
+def host(bench: Bench, table: Table) -> None:
+    """What a call of 1,024 keys costs the host: enqueued back to back, nobody waits."""
+    bench.report.begin(
+        *("host", "system", "dim", "keys", "host_us", "script_us", "ratio", "script_ratio")
+    )
+    store = bench.stores.open("static", 1.0, table.files(table.cached))
+    weight = table.resident[: table.cached]
+    positions = bench.positions("uniform", table.dim, 1024, table.cached)
+    batches = [table.keys[part] for part in positions]
+    plain = torch.jit.script(Plain(weight))
+    layer = torch.jit.script(store.layer())
+    eager: dict[str, list[float]] = {"F.embedding": [], "static": []}
+    scripted: dict[str, list[float]] = {"F.embedding": [], "static": []}
+    for _ in range(3):  # they take turns
+        eager["F.embedding"].append(
+            host_us(lambda batch: functional.embedding(batch, weight), positions)
+        )
+        eager["static"].append(host_us(store.lookup, batches))
+        scripted["F.embedding"].append(host_us(plain, positions))
+        scripted["static"].append(host_us(layer, batches))
+    base, base_script = (statistics.median(t["F.embedding"]) for t in (eager, scripted))
+    for system in eager:
+        ours, ours_script = (statistics.median(t[system]) for t in (eager, scripted))
+        ratios = {} if system == "F.embedding" else {"ratio": base / ours}
+        if ratios:
+            ratios["script_ratio"] = base_script / ours_script
+        bench.report.row(
+            system=system,
+            dim=table.dim,
+            keys=1024,
+            host_us=ours,
+            script_us=ours_script,
+            **ratios,
+        )
+
+
+def sizes(bench: Bench, table: Table) -> None:
+    """The same keys per call on tables of different sizes."""
+    bench.report.begin("sizes", "rows", *COLUMNS)
+    for full in (1_000_000, 10_000_000, 50_000_000):
+        rows = full // bench.shrink
+        store = bench.stores.open("static", 1.0, table.files(rows))
+        positions = bench.positions("uniform", table.dim, SIZES[-1], rows)
+        hit_row(bench, store, table, "static", "uniform", positions, table.keys[:rows], 32)

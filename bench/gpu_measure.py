@@ -1,0 +1,263 @@
+"""Times of work on the GPU, checks of rows, and the tables that are printed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gpu_workload as workload
+import torch
+
+Call = Callable[[Any], Any]
+
+#: Calls of one cell that are enqueued back to back.
+QUEUED = 64
+#: Clock cycles that keep a GPU busy for about 0.2 ms, while the host enqueues what is measured.
+SPACER_CYCLES = 350_000
+
+
+def wrong_rows(rows: torch.Tensor, keys: torch.Tensor) -> int:
+    """Rows in which any float differs from what the key's row should be."""
+    dim = rows.shape[-1]
+    wrong = torch.zeros((), dtype=torch.int64, device=rows.device)
+    step = 1 << 17
+    for part, part_keys in zip(rows.split(step), keys.split(step), strict=True):
+        wrong += (part != workload.rows_of(part_keys, dim)).any(1).sum()
+    return int(wrong)
+
+
+def poison(size: int, dim: int, device: torch.device) -> None:
+    """Fills the memory that the next result will be given with 0xFF, which no row contains."""
+    torch.empty(size, dim, device=device).view(torch.int32).fill_(-1)
+
+
+def checked(call: Call, keys: torch.Tensor, dim: int) -> int:
+    """Calls once, into poisoned memory, and returns the number of wrong rows."""
+    poison(keys.numel(), dim, keys.device)
+    return wrong_rows(call(keys), keys)
+
+
+@dataclass
+class Times:
+    """Medians of one cell: on a stream, in graphs of one call, in a graph of all batches' calls."""
+
+    t_us: float
+    g1_us: float | None = None
+    g16_us: float | None = None
+    #: Wrong rows, of the results in graphs.
+    wrong: int = 0
+    #: Why there are no graphs.
+    no_graph: str | None = None
+
+    @property
+    def kernel_us(self) -> float:
+        """The best estimate of the GPU's own time."""
+        return self.t_us if self.g16_us is None else self.g16_us
+
+
+def pairs(count: int) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
+    return [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(count)
+    ]
+
+
+def elapsed_us(events: Sequence[tuple[torch.cuda.Event, torch.cuda.Event]]) -> list[float]:
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) * 1e3 for start, end in events]
+
+
+def queued(call: Call, batches: Sequence[Any], count: int = QUEUED) -> list[float]:
+    """Microseconds of each of `count` calls that are enqueued back to back."""
+    events = pairs(count)
+    torch.cuda.synchronize()
+    for i, (start, end) in enumerate(events):
+        start.record()
+        call(batches[i % len(batches)])
+        end.record()
+    return elapsed_us(events)
+
+
+def occupy() -> None:
+    """Keeps the GPU busy, so that what is enqueued next does not wait for its launch."""
+    torch.cuda._sleep(SPACER_CYCLES)  # noqa: SLF001 - the kernel that torch has for this
+
+
+def capture(
+    call: Call, batches: Sequence[Any], pool: Any, stream: torch.cuda.Stream
+) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of one call per batch, and the last call's result."""
+    graph = torch.cuda.CUDAGraph()
+    result = None
+    torch.cuda.synchronize()
+    # What `with torch.cuda.graph(...)` does, but without emptying torch's caches each time.
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=pool)
+        try:
+            for batch in batches:
+                result = None  # every call writes to the same memory
+                result = call(batch)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
+    return graph, result
+
+
+def replay(graphs: Sequence[torch.cuda.CUDAGraph], count: int) -> list[float]:
+    events = pairs(count)
+    torch.cuda.synchronize()
+    for i, (start, end) in enumerate(events):
+        start.record()
+        graphs[i % len(graphs)].replay()
+        end.record()
+    return elapsed_us(events)
+
+
+def measure(
+    call: Call, batches: Sequence[Any], *, refuses_graphs: bool = False, check: bool = False
+) -> Times:
+    """Measures a call on a stream and in graphs.
+
+    Args:
+        call: Takes a batch.
+        batches: They take turns.
+        refuses_graphs: A capture may be refused, which is noted.
+        check: Batches are keys, results their rows: those of a graph are checked.
+    """
+    for batch in batches:
+        call(batch)
+    times = Times(statistics.median(queued(call, batches)))
+    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            call(batches[0])
+        singles = [capture(call, [batch], pool, stream)[0] for batch in batches]
+        whole, result = capture(call, batches, pool, stream)
+    except RuntimeError as error:
+        if not refuses_graphs:
+            raise
+        times.no_graph = str(error).strip().splitlines()[0]
+        return times
+    replay(singles, len(singles))
+    times.g1_us = statistics.median(replay(singles, QUEUED))
+    if check:
+        result.view(torch.int32).fill_(-1)
+    replay([whole], 2)
+    if check:
+        times.wrong = wrong_rows(result, batches[-1])
+    count = 12 if times.t_us >= 200 else 50
+    times.g16_us = statistics.median(replay([whole], count)) / len(batches)
+    del singles, whole, result
+    torch.cuda.empty_cache()
+    return times
+
+
+def host_us(call: Call, batches: Sequence[Any], calls: int = 500, rounds: int = 7) -> float:
+    """Host time of a call among calls that are enqueued without waiting; median of rounds."""
+    times = []
+    for _ in range(rounds + 2):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for i in range(calls):
+            call(batches[i % len(batches)])
+        times.append((time.perf_counter() - started) / calls * 1e6)
+        torch.cuda.synchronize()
+    return statistics.median(times[2:])
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written, of a copy within GPU memory."""
+    source = torch.zeros(1 << 29, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    times = queued(target.copy_, [source], 20)
+    return 2 * source.nbytes / (statistics.median(times[4:]) * 1e-6)
+
+
+#: Name: header, width (negative: to the left), format.
+COLUMNS: dict[str, tuple[str, int, str]] = {
+    "system": ("system", -24, ""),
+    "drawn": ("drawn", -8, ""),
+    "dim": ("dim", 4, "d"),
+    "rows": ("rows", 11, ",d"),
+    "keys": ("keys", 9, ",d"),
+    "t_us": ("t_us", 9, ".2f"),
+    "g1_us": ("g1_us", 9, ".2f"),
+    "g16_us": ("g16_us", 9, ".2f"),
+    "queued_us": ("queued_us", 9, ".2f"),
+    "p99_us": ("p99_us", 9, ".2f"),
+    "wall_us": ("wall_us", 9, ".2f"),
+    "wall_p99_us": ("w_p99_us", 9, ".2f"),
+    "over_empty_us": ("-empty", 8, ".2f"),
+    "host_us": ("host_us", 8, ".2f"),
+    "script_us": ("script_us", 9, ".2f"),
+    "gkeys": ("Gkeys/s", 8, ".3f"),
+    "gbytes": ("GB/s", 7, ".1f"),
+    "g16_gkeys": ("g16 Gk/s", 8, ".3f"),
+    "g16_gbytes": ("g16 GB/s", 8, ".1f"),
+    "hit": ("hit %", 7, ".2f"),
+    "ideal": ("ideal %", 7, ".2f"),
+    "missed": ("missed", 9, ",.0f"),
+    "missed_rate": ("M missed/s", 10, ".1f"),
+    "ratio": ("x F.emb", 8, ".2f"),
+    "g16_ratio": ("g16 x F.emb", 11, ".2f"),
+    "script_ratio": ("x scripted", 10, ".2f"),
+    "bound": ("of bound", 8, ".3f"),
+    "check": ("check", -10, ""),
+}
+
+
+def speed(size: int, dim: int, us: float | None, prefix: str = "") -> dict[str, float]:
+    """Keys per second, and bytes of rows read and written per second."""
+    if us is None:
+        return {}
+    gkeys = size / us / 1e3
+    return {f"{prefix}gkeys": gkeys, f"{prefix}gbytes": gkeys * dim * 8}
+
+
+class Report:
+    """Prints rows as they come; keeps them for the file."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.wrong = 0
+        self._section = ""
+        self._columns: tuple[str, ...] = ()
+
+    def begin(self, section: str, *columns: str) -> None:
+        self._section, self._columns = section, columns
+        titles = (f"{COLUMNS[c][0]:{self._align(c)}{abs(COLUMNS[c][1])}}" for c in columns)
+        print("  " + " ".join(titles).rstrip(), flush=True)
+
+    def row(self, *, wrong: int | None = None, **values: Any) -> None:
+        """Prints a row; `wrong` is the number of wrong rows, None if none were checked."""
+        if wrong is not None:
+            self.wrong += wrong
+            values["check"] = "ok" if wrong == 0 else f"{wrong:,} WRONG"
+        cells = (self._cell(column, values.get(column)) for column in self._columns)
+        print("  " + " ".join(cells).rstrip(), flush=True)
+        self.rows.append({"section": self._section, **values})
+
+    def write(self, path: Path, about: dict[str, str]) -> None:
+        columns = ["section", *COLUMNS, *about]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows({**row, **about} for row in self.rows)
+
+    @staticmethod
+    def _align(column: str) -> str:
+        return "<" if COLUMNS[column][1] < 0 else ">"
+
+    def _cell(self, column: str, value: Any) -> str:
+        _, width, form = COLUMNS[column]
+        text = "-" if value is None else format(value, form)
+        return f"{text:{self._align(column)}{abs(width)}}"

@@ -1,0 +1,134 @@
+//! The GPUs of a store: what each is told of the tables that are deployed on it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hps_config::{Config, EmbeddingCacheType, GpuConfig};
+use hps_core::device::DeviceTier;
+use hps_core::load::Source;
+use hps_core::observer::Observer;
+use hps_core::tier::TruthTier;
+use hps_core::update_clock::UpdateClock;
+use hps_core::{Error, ErrorKind, Key, Result, TableId};
+use hps_gpu::{CacheKind, FrontSettings, GpuTier, TableSettings, images};
+
+use crate::assemble::StorageTables;
+
+/// Opens the tier of every GPU that a model is deployed on. On a machine without GPUs there are none, whatever the models say.
+///
+/// # Errors
+/// `NotFound` if a model is deployed on a GPU that is not there; whatever the tiers report.
+pub(crate) fn open(
+    config: &Config,
+    storage: &StorageTables<'_>,
+    truth: &dyn TruthTier,
+    sources: Option<&[Vec<Source>]>,
+    clocks: &Arc<[UpdateClock]>,
+    observer: &Arc<dyn Observer>,
+) -> Result<Vec<Arc<dyn DeviceTier>>> {
+    if hps_gpu::device_count() == 0 {
+        return Ok(Vec::new());
+    }
+    if images::image_sets().is_empty() {
+        observer.warn(
+            "this build of hps has no GPU kernels and serves CPU tensors alone; build it again with HPS_NVRTC (scripts/setup \
+             does)",
+        );
+        return Ok(Vec::new());
+    }
+    let ordinals: BTreeSet<usize> =
+        config.models.iter().flat_map(|model| model.gpu.deployed_device_list.iter().copied()).collect();
+    let mut devices: Vec<Arc<dyn DeviceTier>> = Vec::new();
+    for ordinal in ordinals {
+        let mut tables = Vec::new();
+        for (i, (spec, (model, _))) in storage.specs.iter().zip(&storage.origins).enumerate() {
+            if !model.gpu.deployed_device_list.contains(&ordinal) {
+                continue;
+            }
+            let table = TableId(i as u32);
+            let kind = kind(&model.gpu).map_err(|error| error.at("model", &model.name))?;
+            tables.push(TableSettings {
+                storage: table,
+                name: spec.name.clone(),
+                row_bytes: spec.row_bytes,
+                kind,
+                cache_share: model.gpu.gpucacheper,
+                hit_rate_threshold: model.gpu.hit_rate_threshold,
+                num_rows: truth.count_rows(table)?,
+                largest_key: largest_key(truth, table, kind, sources.and_then(|sources| sources.get(i)))?,
+            });
+        }
+        let fronts = storage.tables.iter().enumerate().filter(|(_, table)| {
+            storage
+                .origins
+                .get(table.storage().index())
+                .is_some_and(|(model, _)| model.gpu.deployed_device_list.contains(&ordinal))
+        });
+        let fronts = fronts.map(|(number, table)| FrontSettings {
+            number,
+            storage: table.storage(),
+            default_row: table.default_row().to_vec(),
+        });
+        let tier = GpuTier::open(ordinal, tables, fronts.collect(), Arc::clone(clocks), Arc::clone(observer))?;
+        devices.push(Arc::new(tier));
+    }
+    Ok(devices)
+}
+
+/// Tells the hottest keys of tables whose caches are warmed up: the first ones of the model files.
+pub(crate) fn hottest_keys<'s>(
+    config: &Config,
+    storage: &StorageTables<'_>,
+    sources: Option<&'s [Vec<Source>]>,
+) -> impl Fn(TableId, u64) -> Result<Option<Vec<Key>>> + use<'s> {
+    let _ = config;
+    let warms_up: Vec<bool> = storage.origins.iter().map(|(model, _)| model.gpu.init_ec).collect();
+    move |table, most| {
+        if !warms_up.get(table.index()).copied().unwrap_or(false) {
+            return Ok(Some(Vec::new()));
+        }
+        let Some(sources) = sources.and_then(|sources| sources.get(table.index())) else { return Ok(None) };
+        let mut keys = Vec::new();
+        for source in sources {
+            // Of fused tables, each gives its share of the first ones.
+            keys.extend(source.files.read_keys(most / sources.len().max(1) as u64)?);
+        }
+        Ok(Some(keys))
+    }
+}
+
+fn kind(gpu: &GpuConfig) -> Result<CacheKind> {
+    Ok(match gpu.embedding_cache_type {
+        EmbeddingCacheType::Dynamic if gpu.gpucache => CacheKind::Dynamic,
+        EmbeddingCacheType::Dynamic => CacheKind::Bypass,
+        EmbeddingCacheType::Static if gpu.fp8_quant => {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "\"fp8_quant\": true is not available on GPUs in this build: set it to false; rows then take four times the \
+                 memory and lose nothing",
+            ));
+        }
+        EmbeddingCacheType::Static if gpu.enable_pagelock => CacheKind::StaticOnHost,
+        EmbeddingCacheType::Static => CacheKind::Static,
+        EmbeddingCacheType::Uvm => CacheKind::Uvm,
+    })
+}
+
+/// The largest key of a table, as far as it can be told without reading all rows. A cache may be told less than the truth:
+/// larger keys are then served from below.
+fn largest_key(
+    truth: &dyn TruthTier,
+    table: TableId,
+    kind: CacheKind,
+    sources: Option<&Vec<Source>>,
+) -> Result<Option<Key>> {
+    if let Some(key) = truth.largest_key(table)? {
+        return Ok(Some(key));
+    }
+    let Some(sources) = sources.filter(|_| !kind.holds_all()) else { return Ok(None) };
+    let mut largest = None;
+    for source in sources {
+        largest = largest.max(source.files.read_keys(u64::MAX)?.into_iter().max());
+    }
+    Ok(largest)
+}

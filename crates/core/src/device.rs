@@ -1,0 +1,133 @@
+//! What a tier in the memory of a GPU promises. Its batches are addresses on a device, in the order of a stream.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Key, KeyWidth, TableId};
+use crate::row::{Rows, RowsMut};
+use crate::stats::LookupCounts;
+use crate::tier::TierUsage;
+use crate::update_clock::ClockSnapshot;
+
+/// A lookup whose keys and rows are in the memory of a device. Plain addresses: the host never reads them.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceLookup {
+    /// `num_keys` integers of `key_width`, aligned.
+    pub keys: u64,
+    /// Number of keys.
+    pub num_keys: usize,
+    /// Width of each.
+    pub key_width: KeyWidth,
+    /// Room for `num_keys` rows of the table, aligned to 16 bytes.
+    pub rows: u64,
+    /// The stream that the keys are ready in, and that the rows will be used in.
+    pub stream: u64,
+}
+
+/// What a device did with a lookup.
+pub enum DeviceAnswer {
+    /// Everything that is left to do is in the stream.
+    Enqueued,
+    /// Some keys are not on the device: their rows have to be given before the lookup returns.
+    Missed(Box<dyn MissedKeys>),
+    /// Some keys may not be on the device; they were answered with the default row, and their rows are wanted for the next
+    /// lookup.
+    Later(Box<dyn MissedKeys>),
+}
+
+/// Keys that a device asks the tiers below for, piece by piece.
+pub trait MissedKeys: Send {
+    /// Waits until it is known which keys these are. Returns how many keys of the lookup the device answered itself, and
+    /// how many it missed.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn wait(&mut self) -> Result<(usize, usize)>;
+
+    /// The next keys, and room for their rows in host memory; None when all have been given.
+    ///
+    /// # Errors
+    /// `Device`, `OutOfMemory`.
+    fn next_piece(&mut self) -> Result<Option<(&[Key], RowsMut<'_>)>>;
+
+    /// Says that the rows of the last piece are there. Those at the positions `missing` (of the piece, ascending) are default
+    /// rows: they are given to the caller, but not kept. `snapshot` was taken before the rows were read: rows of keys that
+    /// were written since are not kept either (see [`crate::update_clock`]).
+    ///
+    /// # Errors
+    /// `Device`.
+    fn give_piece(&mut self, missing: &[u32], snapshot: &ClockSnapshot) -> Result<()>;
+}
+
+/// A tier in the memory of one GPU, in front of all others.
+///
+/// All methods may be called from any thread at any time. A lookup sees every row whole, in the version before or after a
+/// concurrent write.
+pub trait DeviceTier: Send + Sync {
+    /// The device's CUDA ordinal.
+    fn ordinal(&self) -> usize;
+
+    /// True if the table with this number in the store's list is served here.
+    fn serves(&self, table: usize) -> bool;
+
+    /// Sends a lookup to its stream. At least one key.
+    ///
+    /// # Errors
+    /// `Unsupported` if the stream is being captured and the table may need the host; `OutOfMemory`, `Device`. After an error
+    /// nothing was sent, or the device is lost.
+    fn lookup(&self, table: usize, lookup: &DeviceLookup) -> Result<DeviceAnswer>;
+
+    /// Follows a write of the truth: overwrites rows that are held here; a table that is held whole takes in new keys. When it
+    /// returns, lookups that start see the new rows. Of a repeated key the last row wins.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if a whole table has no room; `Device`.
+    fn update(&self, table: TableId, keys: &[Key], rows: Rows<'_>) -> Result<()>;
+
+    /// Removes keys; absent ones are ignored.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn erase(&self, table: TableId, keys: &[Key]) -> Result<()>;
+
+    /// Takes rows in while the store is opened or refreshed: a whole table all of them, a cache what there is room for.
+    /// Returns false if more would be in vain. No two keys of a call are equal. `snapshot` was taken before the rows were
+    /// read: rows of keys that were written since are left out.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    fn put(&self, table: TableId, keys: &[Key], rows: Rows<'_>, snapshot: &ClockSnapshot) -> Result<bool>;
+
+    /// How many rows of a table it wants to be given: all (None), or the hottest so many.
+    fn wants(&self, table: TableId) -> Option<u64>;
+
+    /// What lookups of the table with this number found here without the host hearing of it.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn counts(&self, table: usize) -> Result<LookupCounts>;
+
+    /// What is held of a storage table; None if it is not served here.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn usage(&self, table: TableId) -> Result<Option<TierUsage>>;
+
+    /// Keys of a storage table that are held here, in no order.
+    ///
+    /// # Errors
+    /// `Device`, `OutOfMemory`.
+    fn resident_keys(&self, table: TableId) -> Result<Vec<Key>>;
+}
+
+/// No device of the store has this ordinal.
+pub(crate) fn not_deployed(model: &str, ordinal: usize, deployed: &[usize]) -> Error {
+    let list = deployed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let message = if deployed.is_empty() {
+        format!("keys are on cuda:{ordinal}, but model \"{model}\" was opened without a GPU")
+    } else {
+        format!(
+            "keys are on cuda:{ordinal}, but model \"{model}\" is deployed on the devices [{list}]; add {ordinal} to its \
+             deployed_device_list, or move the keys"
+        )
+    };
+    Error::new(ErrorKind::InvalidArgument, message)
+}

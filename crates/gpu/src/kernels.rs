@@ -1,0 +1,208 @@
+//! The kernels: which there are, and one launch function for each file of `cuda/`.
+
+use hps_core::{Error, ErrorKind, Result};
+
+use crate::abi::{self, HpsDump, HpsLookup, HpsModify, HpsScatter, HpsUnique};
+use crate::driver::{Device, Function, Module, StreamHandle};
+use crate::geometry::TagMode;
+
+/// A file of `cuda/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Lookup,
+    Modify,
+    Scatter,
+    Dump,
+    Unique,
+    AbiCheck,
+}
+
+impl Unit {
+    /// Its stem.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Lookup => "lookup",
+            Self::Modify => "modify",
+            Self::Scatter => "scatter",
+            Self::Dump => "dump",
+            Self::Unique => "unique",
+            Self::AbiCheck => "abi_check",
+        }
+    }
+}
+
+/// Keys that one warp takes at a time.
+const SIZES: [(&str, u32); 3] = [
+    ("small", abi::HPS_KEYS_PER_WARP_SMALL),
+    ("medium", abi::HPS_KEYS_PER_WARP_MEDIUM),
+    ("large", abi::HPS_KEYS_PER_WARP_LARGE),
+];
+
+/// How a row is copied: vectors of so many bytes, so many lanes a row.
+const COPIES: [(u32, u32); 6] = [(16, 4), (16, 8), (16, 16), (16, 32), (4, 8), (4, 32)];
+
+const WARP: u32 = 32;
+const MODIFY_THREADS: u32 = abi::HPS_MODIFY_THREADS;
+/// Blocks of the modifying kernel for each multiprocessor: enough to fill it.
+const MODIFY_BLOCKS: u32 = 16;
+
+/// All kernels, loaded into one device.
+#[derive(Debug)]
+pub(crate) struct Functions {
+    /// By tag mode, copy, size.
+    lookup: Vec<Function>,
+    modify: [Function; 2],
+    dump: [Function; 2],
+    scatter: Function,
+    unique: Function,
+    #[cfg_attr(not(test), allow(dead_code, reason = "for tests of the crate"))]
+    pub(crate) abi_check: Function,
+}
+
+impl Functions {
+    /// Loads every kernel, so that one that is missing is noticed when a store is opened.
+    pub(crate) fn load(module: impl Fn(Unit) -> Result<Module>) -> Result<Self> {
+        let lookup_module = module(Unit::Lookup)?;
+        let mut lookup = Vec::new();
+        for mode in TagMode::ALL {
+            for (vector_bytes, lanes) in COPIES {
+                for (size, _) in SIZES {
+                    let name = format!("lookup_{}_{vector_bytes}x{lanes}_{size}", mode.name());
+                    lookup.push(lookup_module.function(Unit::Lookup, &name)?);
+                }
+            }
+        }
+        let pair = |unit: Unit| {
+            let module = module(unit)?;
+            let one = |mode: TagMode| module.function(unit, &format!("{}_{}", unit.name(), mode.name()));
+            Ok::<_, Error>([one(TagMode::Exact)?, one(TagMode::Hashed)?])
+        };
+        let single = |unit: Unit| module(unit)?.function(unit, unit.name());
+        Ok(Self {
+            lookup,
+            modify: pair(Unit::Modify)?,
+            dump: pair(Unit::Dump)?,
+            scatter: single(Unit::Scatter)?,
+            unique: single(Unit::Unique)?,
+            abi_check: single(Unit::AbiCheck)?,
+        })
+    }
+}
+
+/// Shape of a lookup's launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LookupShape {
+    size: usize,
+    copy: usize,
+    num_blocks: u32,
+    num_threads: u32,
+}
+
+/// Chooses the kernel: few keys are spread over many warps, rows are copied in the widest pieces that divide them.
+fn lookup_shape(num_keys: u32, row_bytes: u32, num_processors: u32) -> Option<LookupShape> {
+    // Measured on an H100: with so many keys for each multiprocessor, taking more keys a warp pays.
+    let per_processor = num_keys / num_processors.max(1);
+    let (size, num_threads) = match per_processor {
+        0..64 => (0, 32),
+        64..256 => (1, 64),
+        _ => (2, 128),
+    };
+    let vector_bytes = if row_bytes.is_multiple_of(16) { 16 } else { 4 };
+    let num_vectors = row_bytes / vector_bytes;
+    let copy = COPIES
+        .iter()
+        .position(|&(bytes, lanes)| bytes == vector_bytes && lanes >= num_vectors)
+        .or_else(|| COPIES.iter().rposition(|&(bytes, _)| bytes == vector_bytes))?;
+    let keys_per_warp = SIZES.get(size)?.1;
+    let num_warps = num_keys.div_ceil(keys_per_warp);
+    Some(LookupShape { size, copy, num_blocks: num_warps.div_ceil(num_threads / WARP), num_threads })
+}
+
+impl Device {
+    /// Starts a lookup. At least one key. The device must have been entered.
+    ///
+    /// # Safety
+    /// The addresses are valid for what abi.h says of them until the kernel has ended; `mode` is that of the tables.
+    pub(crate) unsafe fn lookup(&self, mode: TagMode, lookup: &HpsLookup, stream: StreamHandle) -> Result<()> {
+        let shape = lookup_shape(lookup.num_keys, lookup.row_bytes, self.num_processors()).ok_or_else(no_kernel)?;
+        let index = (mode.index() * COPIES.len() + shape.copy) * SIZES.len() + shape.size;
+        let function = *self.functions().lookup.get(index).ok_or_else(no_kernel)?;
+        // SAFETY: the function takes an HpsLookup; the caller's promise.
+        unsafe { self.launch(function, shape.num_blocks, shape.num_threads, stream, lookup) }
+    }
+
+    /// Starts a modification. At least one key. The device must have been entered.
+    ///
+    /// # Safety
+    /// As [`Self::lookup`]; and modifications of one table follow each other on one stream.
+    pub(crate) unsafe fn modify(&self, mode: TagMode, modify: &HpsModify, stream: StreamHandle) -> Result<()> {
+        let function = *self.functions().modify.get(mode.index()).ok_or_else(no_kernel)?;
+        let warps_per_block = MODIFY_THREADS / WARP;
+        let num_blocks = modify.num_keys.div_ceil(warps_per_block).min(self.num_processors() * MODIFY_BLOCKS);
+        // SAFETY: the function takes an HpsModify; the caller's promise.
+        unsafe { self.launch(function, num_blocks, MODIFY_THREADS, stream, modify) }
+    }
+
+    /// Starts copying rows to their positions. At least one row. The device must have been entered.
+    ///
+    /// # Safety
+    /// As [`Self::lookup`].
+    pub(crate) unsafe fn scatter(&self, scatter: &HpsScatter, stream: StreamHandle) -> Result<()> {
+        let num_blocks = scatter.num_rows.div_ceil(MODIFY_THREADS / WARP).min(self.num_processors() * MODIFY_BLOCKS);
+        // SAFETY: the function takes an HpsScatter; the caller's promise.
+        unsafe { self.launch(self.functions().scatter, num_blocks, MODIFY_THREADS, stream, scatter) }
+    }
+
+    /// Starts listing keys. At least one set. The device must have been entered.
+    ///
+    /// # Safety
+    /// As [`Self::lookup`].
+    pub(crate) unsafe fn dump(&self, mode: TagMode, dump: &HpsDump, stream: StreamHandle) -> Result<()> {
+        let function = *self.functions().dump.get(mode.index()).ok_or_else(no_kernel)?;
+        let num_blocks = (dump.num_sets * abi::HPS_WAYS).div_ceil(MODIFY_THREADS);
+        // SAFETY: the function takes an HpsDump; the caller's promise.
+        unsafe { self.launch(function, num_blocks, MODIFY_THREADS, stream, dump) }
+    }
+
+    /// Starts counting distinct keys. At least one key. The device must have been entered.
+    ///
+    /// # Safety
+    /// As [`Self::lookup`].
+    pub(crate) unsafe fn unique(&self, unique: &HpsUnique, stream: StreamHandle) -> Result<()> {
+        let num_blocks = unique.num_keys.div_ceil(MODIFY_THREADS);
+        // SAFETY: the function takes an HpsUnique; the caller's promise.
+        unsafe { self.launch(self.functions().unique, num_blocks, MODIFY_THREADS, stream, unique) }
+    }
+}
+
+fn no_kernel() -> Error {
+    Error::new(ErrorKind::Internal, "there is no kernel for rows of this size")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_batch_and_row_size_has_a_kernel_that_covers_it() {
+        for num_keys in [1, 7, 8, 9, 1024, 16_384, 65_536, 1 << 20, u32::MAX] {
+            for row_bytes in [4, 8, 12, 16, 60, 64, 128, 132, 256, 512, 516, 4096, 262_144] {
+                let shape = lookup_shape(num_keys, row_bytes, 132).unwrap();
+                let (vector_bytes, lanes) = COPIES[shape.copy];
+                assert_eq!(row_bytes % vector_bytes, 0);
+                assert!(lanes >= (row_bytes / vector_bytes).min(32) || lanes == 32);
+                let keys_per_block = u64::from(SIZES[shape.size].1 * shape.num_threads / WARP);
+                assert!(u64::from(shape.num_blocks) * keys_per_block >= u64::from(num_keys));
+                assert!(shape.num_threads <= abi::HPS_LOOKUP_THREADS);
+            }
+        }
+    }
+
+    #[test]
+    fn few_keys_are_spread_over_more_blocks_than_they_would_fill() {
+        let few = lookup_shape(1024, 512, 132).unwrap();
+        assert_eq!((few.size, few.num_threads, few.num_blocks), (0, 32, 128));
+        let many = lookup_shape(1 << 20, 512, 132).unwrap();
+        assert_eq!((many.size, many.num_threads), (2, 128));
+    }
+}

@@ -1,0 +1,67 @@
+//! The GPU tier: embedding tables and caches in the memory of GPUs.
+//!
+//! ```text
+//! GpuTier          tier.rs       one GPU: tables of a store, lookups in the caller's stream
+//!   GpuTable       table.rs      a storage table there: one or two set tables, changes in one stream
+//!     SetTable     set_table.rs  memory of rows in sets of 16 slots; what kernels are told of it
+//!       Geometry   geometry.rs   how many sets, how tags tell keys apart           (no GPU needed)
+//!     Plan         plan.rs       what a table takes, checked before it is allocated (no GPU needed)
+//!   Missed         missed.rs     keys that a lookup missed, to the host and back
+//!   Workspace      workspace.rs  buffers for them, pooled without limit
+//!   Inserter       inserter.rs   the thread that takes missed rows in, behind the lookups
+//!   Writer         writer.rs     all changes, in one order
+//! kernels.rs                     which kernels there are, and how they are launched
+//! driver.rs memory.rs            CUDA's driver, checked: contexts, streams, events, memory
+//! images.rs abi.rs               compiled kernels; structs shared with them (cuda/include/abi.h)
+//! ```
+//!
+//! # Layout
+//!
+//! ```text
+//! static        first  = all rows, in GPU memory (or pinned host memory)
+//! uvm           first  = a cache in GPU memory        second = all rows, in pinned host memory
+//! dynamic       first  = a cache in GPU memory        missed keys go to the host
+//!
+//! a set table   tags      [16 x u16] per set, 32 bytes: one sector, what a hit reads beside the row
+//!               keys      [16 x u64] per set, only if tags cannot be exact: one more sector
+//!               marks     2 bits a slot: how much a row is used
+//!               versions  1 word a set, odd while a writer is at work on it
+//!               writers   {begun, ended}: 1 pair for the table
+//!               rows      [slot x row_bytes]
+//! ```
+//!
+//! A key may lie in any of 32 slots, those of two sets. A hit costs 8 (key) + 32 (tags; 64 with keys) + 2 rows.
+//!
+//! # Who may write what, and what a reader sees
+//!
+//! Changes of a GPU's tables are sent by one [`writer`] under one lock, to one stream: they have an order, and the rule of
+//! [`hps_core::update_clock`] is kept by asking the clock under that lock. Lookups run at any time in any stream. They take no
+//! lock: they look before and after whether a writer was at work on the table, and only then check set by set. So a lookup
+//! returns each row whole, in the version before or after a change, never another key's. The rules for kernels stand in
+//! `cuda/include/set_table.cuh`.
+//!
+//! # Streams
+//!
+//! A lookup touches the caller's keys and rows in the caller's stream alone. Tables that hold all rows (`static`, `uvm`) only
+//! send one kernel: no host, no allocation, so they can be captured into graphs. Others (`dynamic`) wait for one word that the
+//! kernel writes to host memory, and go on at once if nothing was missed.
+
+mod abi;
+mod architectures;
+mod driver;
+mod geometry;
+pub mod images;
+mod inserter;
+mod kernels;
+mod memory;
+mod missed;
+mod plan;
+mod set_table;
+mod table;
+mod tier;
+mod workspace;
+mod writer;
+
+pub use driver::{CaptureSafe, device_count};
+pub use plan::{CacheKind, TableSettings};
+pub use tier::{FrontSettings, GpuTier};

@@ -1,0 +1,226 @@
+//! One storage table on one GPU: its parts, and modifications of them in the order of one stream.
+
+use hps_core::{Error, ErrorKind, Key, Result};
+
+use crate::abi::{self, HpsDump, HpsModify, HpsModifyResults, HpsSetTable};
+use crate::driver::{Device, Stream};
+use crate::geometry::TagMode;
+use crate::memory::DeviceBuffer;
+use crate::plan::{CacheKind, Plan, TableSettings};
+use crate::set_table::{SetTable, rows_held};
+
+/// Chances, in 1/1024, when a full set is asked to take in a new row: that a row in use goes for it, and that one row loses a
+/// mark. A new row that is never asked for again must not push out one that is; a row whose time has passed must go at last.
+const EVICT_PROVEN: u32 = 16;
+const FORGET: u32 = 8;
+/// Marks of rows that are there from the start.
+const MARK_FULL: u32 = 3;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct GpuTable {
+    pub(crate) settings: TableSettings,
+    mode: TagMode,
+    first: SetTable,
+    second: Option<SetTable>,
+    wanted: Option<DeviceBuffer>,
+}
+
+/// How a modification treats keys and rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change {
+    /// Rows that are there from the start, or come by updates: added or overwritten; not in a cache that is full.
+    Put,
+    /// Overwrites what is there; adds to a table that holds all rows.
+    Update,
+    /// Rows that lookups asked for.
+    Insert,
+    /// Removes.
+    Erase,
+}
+
+/// Keys and rows where the device reads them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Batch {
+    pub(crate) keys: u64,
+    pub(crate) rows: u64,
+    pub(crate) indices: u64,
+    pub(crate) num_keys: u32,
+}
+
+impl GpuTable {
+    /// Takes the memory of a table; it is ready once `stream` has passed. The device must have been entered.
+    pub(crate) fn new(device: &'static Device, settings: TableSettings, plan: &Plan, stream: &Stream) -> Result<Self> {
+        let named = |error: Error| error.at("table", &settings.name);
+        let first = SetTable::new(device, plan.first, plan.first_on_host, stream).map_err(named)?;
+        let second = plan.second.map(|geometry| SetTable::new(device, geometry, true, stream));
+        let second = second.transpose().map_err(named)?;
+        let wanted = second
+            .is_some()
+            .then(|| DeviceBuffer::zeroed(device, size_of::<abi::HpsWantedKeys>() as u64, stream.handle()));
+        let wanted = wanted.transpose().map_err(named)?;
+        Ok(Self { mode: plan.first.mode, first, second, wanted, settings })
+    }
+
+    pub(crate) fn mode(&self) -> TagMode {
+        self.mode
+    }
+
+    pub(crate) fn row_bytes(&self) -> u32 {
+        self.first.geometry().row_bytes
+    }
+
+    pub(crate) fn first(&self) -> HpsSetTable {
+        self.first.for_kernels()
+    }
+
+    pub(crate) fn second(&self) -> HpsSetTable {
+        self.second.as_ref().map_or(HpsSetTable::default(), SetTable::for_kernels)
+    }
+
+    pub(crate) fn wanted_address(&self) -> u64 {
+        self.wanted.as_ref().map_or(0, DeviceBuffer::address)
+    }
+
+    /// Slots of the cache, or of the whole table.
+    pub(crate) fn num_slots(&self) -> u64 {
+        self.first.geometry().num_slots()
+    }
+
+    pub(crate) fn num_bytes(&self) -> u64 {
+        self.first.num_bytes() + self.second.as_ref().map_or(0, SetTable::num_bytes)
+    }
+
+    /// Sends a change to `stream`, on which all changes of this table follow each other.
+    ///
+    /// # Safety
+    /// The batch's addresses are valid for the device until the change has ended.
+    pub(crate) unsafe fn change(&self, device: &Device, change: Change, batch: Batch, stream: &Stream) -> Result<()> {
+        if batch.num_keys == 0 || self.settings.kind == CacheKind::Bypass {
+            return Ok(());
+        }
+        // The whole table first: the cache must not hold what the table does not.
+        if let Some(second) = self.second.as_ref() {
+            let mode = match change {
+                Change::Erase => abi::HPS_ERASE,
+                Change::Put | Change::Update => abi::HPS_UPSERT,
+                // Such rows come from the second table.
+                Change::Insert => return Ok(()),
+            };
+            // SAFETY: the caller's promise.
+            unsafe { self.modify(device, second, HpsSetTable::default(), mode, batch, stream)? };
+        }
+        let holds_all = self.second.is_none() && self.settings.kind.holds_all();
+        let mode = match change {
+            Change::Erase => abi::HPS_ERASE,
+            Change::Update if !holds_all => abi::HPS_UPDATE_IF_PRESENT,
+            Change::Put | Change::Update if holds_all => abi::HPS_UPSERT,
+            // Into a cache, as long as there is room.
+            Change::Put | Change::Update => abi::HPS_UPSERT,
+            Change::Insert => abi::HPS_INSERT_IF_ABSENT,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.modify(device, &self.first, HpsSetTable::default(), mode, batch, stream) }
+    }
+
+    /// Sends copies of rows from the second table into the cache.
+    ///
+    /// # Safety
+    /// `num_keys` numbers at `keys` are readable by the device until it has ended.
+    pub(crate) unsafe fn cache_from_second(
+        &self,
+        device: &Device,
+        keys: u64,
+        num_keys: u32,
+        stream: &Stream,
+    ) -> Result<()> {
+        let Some(second) = self.second.as_ref() else { return Ok(()) };
+        let batch = Batch { keys, rows: 0, indices: 0, num_keys };
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.modify(device, &self.first, second.for_kernels(), abi::HPS_INSERT_IF_ABSENT, batch, stream)
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::change`].
+    unsafe fn modify(
+        &self,
+        device: &Device,
+        table: &SetTable,
+        source: HpsSetTable,
+        mode: u32,
+        batch: Batch,
+        stream: &Stream,
+    ) -> Result<()> {
+        let inserts = mode == abi::HPS_INSERT_IF_ABSENT;
+        let modify = HpsModify {
+            table: table.for_kernels(),
+            source,
+            keys: batch.keys,
+            rows: batch.rows,
+            indices: batch.indices,
+            results: table.results_address(),
+            num_keys: batch.num_keys,
+            row_bytes: self.row_bytes(),
+            mode,
+            mark: if inserts { 0 } else { MARK_FULL },
+            evict_proven: EVICT_PROVEN,
+            forget: FORGET,
+            displace: u32::from(!inserts),
+            seed: batch.num_keys,
+        };
+        // SAFETY: the tables live as long as `self`, which is not dropped before its stream was waited for; the rest is the
+        // caller's promise.
+        unsafe { device.modify(self.mode, &modify, stream.handle()) }
+    }
+
+    /// Sums of what changes did to the cache, or to the table that holds all rows, up to now.
+    pub(crate) fn results(&self, device: &Device, stream: &Stream) -> Result<HpsModifyResults> {
+        let table = match &self.second {
+            Some(second) => second,
+            None => &self.first,
+        };
+        table.results(device, stream)
+    }
+
+    /// Rows in GPU memory, or in the host memory of a table that has no cache.
+    pub(crate) fn num_rows(&self, device: &Device, stream: &Stream) -> Result<u64> {
+        Ok(rows_held(&self.first.results(device, stream)?))
+    }
+
+    /// All keys of the first part, in no order. Changes must not be under way.
+    pub(crate) fn resident_keys(&self, device: &'static Device, stream: &Stream) -> Result<Vec<Key>> {
+        const SETS_AT_ONCE: u32 = 1 << 16;
+        let buffer = DeviceBuffer::new(device, u64::from(SETS_AT_ONCE) * u64::from(abi::HPS_WAYS) * 8)?;
+        let count = DeviceBuffer::new(device, 8)?;
+        let mut all = Vec::new();
+        let num_sets = self.first.geometry().num_sets;
+        for first_set in (0..num_sets).step_by(SETS_AT_ONCE as usize) {
+            let sets = SETS_AT_ONCE.min(num_sets - first_set);
+            let dump = HpsDump {
+                table: self.first(),
+                keys: buffer.address(),
+                count: count.address(),
+                capacity: u64::from(SETS_AT_ONCE) * u64::from(abi::HPS_WAYS),
+                first_set,
+                num_sets: sets,
+            };
+            // SAFETY: ours, 8 bytes.
+            unsafe { device.fill(count.address(), 0, 8, stream.handle())? };
+            // SAFETY: the buffers live until the stream is waited for below.
+            unsafe { device.dump(self.mode, &dump, stream.handle())? };
+            let mut number = [0; 8];
+            // SAFETY: ours, 8 initialised bytes.
+            unsafe { device.read(count.address(), &mut number, stream)? };
+            let number = u64::from_le_bytes(number).min(dump.capacity) as usize;
+            let mut bytes = vec![0; number * 8];
+            // SAFETY: the kernel wrote that many keys.
+            unsafe { device.read(buffer.address(), &mut bytes, stream)? };
+            all.try_reserve(number)
+                .map_err(|why| Error::new(ErrorKind::OutOfMemory, "no memory for the keys of a cache").caused_by(why))?;
+            all.extend(bytes.chunks_exact(8).map(|key| key.try_into().map_or(0, u64::from_le_bytes)));
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,328 @@
+//! The tier of one GPU: all tables of a store that are deployed on it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hps_core::device::{DeviceAnswer, DeviceLookup, DeviceTier};
+use hps_core::observer::Observer;
+use hps_core::stats::LookupCounts;
+use hps_core::tier::{TierKind, TierUsage};
+use hps_core::update_clock::{ClockSnapshot, UpdateClock};
+use hps_core::{Error, ErrorKind, Key, Result, Rows, TableId};
+use parking_lot::Mutex;
+
+use crate::abi::{self, HpsLookup, HpsLookupCounters, HpsMissList, HpsUnique};
+use crate::driver::{Device, Stream, StreamHandle};
+use crate::inserter::Inserter;
+use crate::memory::DeviceBuffer;
+use crate::missed::Missed;
+use crate::plan::{CacheKind, Plan, TableSettings, check_budget};
+use crate::table::{Change, GpuTable};
+use crate::workspace::Pool;
+use crate::writer::Writer;
+
+/// A table as the store knows it, in front of a storage table: fused tables share one, each with its own default row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FrontSettings {
+    /// Its number in the store's list.
+    pub number: usize,
+    /// Where its rows are stored.
+    pub storage: TableId,
+    /// Row of a key that no tier holds.
+    pub default_row: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Front {
+    storage: TableId,
+    default_row: DeviceBuffer,
+    /// Where tables that hold all rows count what lookups find.
+    counters: DeviceBuffer,
+}
+
+/// What lookups, changes and the thread behind them share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) device: &'static Device,
+    /// By storage table; None if it is not deployed here.
+    pub(crate) tables: Vec<Option<GpuTable>>,
+    /// By number; None if it is not deployed here.
+    fronts: Vec<Option<Front>>,
+    pub(crate) clocks: Arc<[UpdateClock]>,
+    pub(crate) pool: Pool,
+    /// Makes workspaces ready and reads counters.
+    pub(crate) service: Mutex<Stream>,
+    /// All changes go through it, in one order.
+    pub(crate) writer: Mutex<Writer>,
+    /// A lookup of a uvm table was sent since the inserter last looked.
+    pub(crate) has_been_used: AtomicBool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct GpuTier {
+    shared: Arc<Shared>,
+    inserter: Inserter,
+}
+
+impl GpuTier {
+    /// Takes the memory of all tables on the GPU `ordinal`, after checking that it is there. `num_storages` is the number of
+    /// storage tables, `num_fronts` that of the store's tables.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such GPU; `Unsupported` if the library has no kernels for it; `OutOfMemory`, with the sum,
+    /// if it is too small; `Device`.
+    pub fn open(
+        ordinal: usize,
+        tables: Vec<TableSettings>,
+        fronts: Vec<FrontSettings>,
+        clocks: Arc<[UpdateClock]>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self> {
+        let device = Device::open(ordinal)?;
+        let _entered = device.enter()?;
+        let plans = tables.iter().map(Plan::new).collect::<Result<Vec<_>>>()?;
+        let name = format!("GPU {ordinal} ({})", device.name());
+        check_budget(tables.iter().zip(&plans), device.free_bytes()?, &name)?;
+        let stream = Stream::new(device)?;
+        let gpu_bytes: u64 = plans.iter().map(Plan::gpu_bytes).sum();
+        let host_bytes: u64 = plans.iter().map(Plan::host_bytes).sum();
+
+        let mut by_storage: Vec<Option<GpuTable>> = clocks.iter().map(|_| None).collect();
+        for (settings, plan) in tables.into_iter().zip(&plans) {
+            let slot = by_storage.get_mut(settings.storage.index()).ok_or_else(unknown_table)?;
+            *slot = Some(GpuTable::new(device, settings, plan, &stream)?);
+        }
+        let num_fronts = fronts.iter().map(|front| front.number + 1).max().unwrap_or(0);
+        let mut by_number: Vec<Option<Front>> = (0..num_fronts).map(|_| None).collect();
+        for front in fronts {
+            let slot = by_number.get_mut(front.number).ok_or_else(unknown_table)?;
+            let counters = size_of::<HpsLookupCounters>() as u64 * u64::from(abi::HPS_COUNTER_COPIES);
+            *slot = Some(Front {
+                storage: front.storage,
+                default_row: DeviceBuffer::holding(device, &front.default_row)?,
+                counters: DeviceBuffer::zeroed(device, counters, stream.handle())?,
+            });
+        }
+        stream.synchronize()?;
+        observer.info(&format!("{name}: {gpu_bytes} bytes of its memory and {host_bytes} bytes of pinned host memory taken"));
+        let shared = Arc::new(Shared {
+            device,
+            tables: by_storage,
+            fronts: by_number,
+            clocks,
+            pool: Pool::default(),
+            service: Mutex::new(stream),
+            writer: Mutex::new(Writer::new(device)?),
+            has_been_used: AtomicBool::new(false),
+        });
+        let inserter = Inserter::start(Arc::clone(&shared), observer)?;
+        Ok(Self { shared, inserter })
+    }
+
+    fn table(&self, table: TableId) -> Result<Option<&GpuTable>> {
+        self.shared.tables.get(table.index()).map(Option::as_ref).ok_or_else(unknown_table)
+    }
+
+    /// Changes a table and waits until lookups see it.
+    fn change(&self, table: TableId, change: Change, keys: &[Key], rows: Option<Rows<'_>>) -> Result<()> {
+        let Some(held) = self.table(table)? else { return Ok(()) };
+        let _entered = self.shared.device.enter()?;
+        let mut writer = self.shared.writer.lock();
+        writer.change(held, change, keys, rows)?;
+        writer.wait()?;
+        if matches!(change, Change::Update) && held.settings.kind.holds_all() {
+            writer.check_refused(held)?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    pub(crate) fn table(&self, table: TableId) -> Result<&GpuTable> {
+        self.tables.get(table.index()).and_then(Option::as_ref).ok_or_else(unknown_table)
+    }
+
+    fn front(&self, number: usize) -> Result<&Front> {
+        self.fronts.get(number).and_then(Option::as_ref).ok_or_else(unknown_table)
+    }
+
+    /// What a lookup's kernel is told, but for the list of misses.
+    fn parameters(&self, table: &GpuTable, front: &Front, lookup: &DeviceLookup, num_keys: u32) -> HpsLookup {
+        let holds_all = table.settings.kind.holds_all();
+        HpsLookup {
+            first: table.first(),
+            second: table.second(),
+            keys: lookup.keys,
+            out: lookup.rows,
+            default_row: if holds_all { front.default_row.address() } else { 0 },
+            counters: if holds_all { front.counters.address() } else { 0 },
+            misses: HpsMissList::default(),
+            wanted: table.wanted_address(),
+            num_keys,
+            key_bytes: lookup.key_width.num_bytes() as u32,
+            row_bytes: table.row_bytes(),
+            unused: 0,
+        }
+    }
+}
+
+impl DeviceTier for GpuTier {
+    fn ordinal(&self) -> usize {
+        self.shared.device.ordinal()
+    }
+
+    fn serves(&self, table: usize) -> bool {
+        self.shared.fronts.get(table).is_some_and(Option::is_some)
+    }
+
+    fn lookup(&self, table: usize, lookup: &DeviceLookup) -> Result<DeviceAnswer> {
+        let shared = &self.shared;
+        let front = shared.front(table)?;
+        let held = shared.table(front.storage)?;
+        let num_keys = u32::try_from(lookup.num_keys).map_err(|_| {
+            Error::new(ErrorKind::InvalidArgument, format!("{} keys in one call; at most 4 billion", lookup.num_keys))
+        })?;
+        let device = shared.device;
+        let _entered = device.enter()?;
+        let stream = StreamHandle(lookup.stream);
+        let mut parameters = shared.parameters(held, front, lookup, num_keys);
+        if held.settings.kind.holds_all() {
+            // SAFETY: the tier's memory lives until the store is closed, the caller's as DeviceLookup says.
+            unsafe { device.lookup(held.mode(), &parameters, stream)? };
+            if held.settings.kind == CacheKind::Uvm && !shared.has_been_used.load(Ordering::Relaxed) {
+                shared.has_been_used.store(true, Ordering::Relaxed);
+            }
+            return Ok(DeviceAnswer::Enqueued);
+        }
+
+        if device.is_capturing(stream)? {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "this lookup may need the host, so it cannot be captured into a CUDA graph; use embedding_cache_type static or \
+                 uvm for the model, or keep the lookup out of the captured part",
+            ));
+        }
+        let mut workspace = shared.pool.take(device, lookup.num_keys, &shared.service.lock())?;
+        let threshold = held.settings.hit_rate_threshold.filter(|&threshold| threshold < 1.0);
+        let counts_unique = threshold.is_some_and(|threshold| threshold > 0.0);
+        if threshold.is_some() {
+            parameters.default_row = front.default_row.address();
+        }
+        if counts_unique {
+            let (places, place_mask) = workspace.zeroed_places(lookup.num_keys, stream)?;
+            let unique = HpsUnique {
+                keys: lookup.keys,
+                places,
+                count: workspace.unique_address(),
+                num_keys,
+                key_bytes: parameters.key_bytes,
+                place_mask,
+                unused: 0,
+            };
+            // SAFETY: as for the lookup below.
+            unsafe { device.unique(&unique, stream)? };
+        }
+        parameters.misses = workspace.next_list(counts_unique);
+        // SAFETY: as above; the workspace is kept until its word is there.
+        unsafe { device.lookup(held.mode(), &parameters, stream)? };
+        let missed = Missed::new(
+            Arc::clone(shared),
+            self.inserter.queue(),
+            front.storage,
+            workspace,
+            *lookup,
+            held.settings.kind != CacheKind::Bypass,
+        );
+        match threshold {
+            None => Ok(DeviceAnswer::Missed(Box::new(missed))),
+            Some(threshold) if threshold > 0.0 => missed.decide(threshold),
+            Some(_) => Ok(DeviceAnswer::Later(Box::new(missed.for_later()))),
+        }
+    }
+
+    fn update(&self, table: TableId, keys: &[Key], rows: Rows<'_>) -> Result<()> {
+        self.change(table, Change::Update, keys, Some(rows))
+    }
+
+    fn erase(&self, table: TableId, keys: &[Key]) -> Result<()> {
+        self.change(table, Change::Erase, keys, None)
+    }
+
+    fn put(&self, table: TableId, keys: &[Key], rows: Rows<'_>, snapshot: &ClockSnapshot) -> Result<bool> {
+        let Some(held) = self.table(table)? else { return Ok(false) };
+        let clock = self.shared.clocks.get(table.index()).ok_or_else(unknown_table)?;
+        let _entered = self.shared.device.enter()?;
+        let mut writer = self.shared.writer.lock();
+        // In the order of writes: whoever writes the keys later overwrites what is put here.
+        if keys.iter().all(|&key| clock.is_current(key, snapshot)) {
+            writer.change(held, Change::Put, keys, Some(rows))?;
+        } else {
+            for (i, key) in keys.iter().enumerate().filter(|(_, key)| clock.is_current(**key, snapshot)) {
+                let row = rows.get(i).and_then(|row| Rows::new(row, rows.row_bytes()));
+                writer.change(held, Change::Put, std::slice::from_ref(key), row)?;
+            }
+        }
+        if held.settings.kind.holds_all() {
+            writer.wait()?;
+            writer.check_refused(held)?;
+        }
+        Ok(true)
+    }
+
+    fn wants(&self, table: TableId) -> Option<u64> {
+        match self.table(table) {
+            Ok(Some(held)) if held.settings.kind.holds_all() => None,
+            Ok(Some(held)) if held.settings.kind == CacheKind::Dynamic => Some(held.num_slots()),
+            _ => Some(0),
+        }
+    }
+
+    fn counts(&self, table: usize) -> Result<LookupCounts> {
+        let front = self.shared.front(table)?;
+        let _entered = self.shared.device.enter()?;
+        let mut bytes = vec![0; front.counters.num_bytes()];
+        // SAFETY: initialised; kernels add to words, which are read whole.
+        unsafe { self.shared.device.read(front.counters.address(), &mut bytes, &self.shared.service.lock())? };
+        let mut counts = LookupCounts::default();
+        for copy in bytes.chunks_exact(size_of::<HpsLookupCounters>()) {
+            let mut words = copy.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes));
+            let mut next = || words.next().unwrap_or(0);
+            // A warp may have taken back from one word what another added: only the sums are numbers.
+            counts.add_hits(TierKind::Gpu, next() as usize);
+            counts.add_hits(TierKind::Host, next() as usize);
+            counts.missing = counts.missing.wrapping_add(next());
+        }
+        Ok(counts)
+    }
+
+    fn usage(&self, table: TableId) -> Result<Option<TierUsage>> {
+        let Some(held) = self.table(table)? else { return Ok(None) };
+        let _entered = self.shared.device.enter()?;
+        let writer = self.shared.writer.lock();
+        let rows = held.num_rows(self.shared.device, writer.stream())?;
+        Ok(Some(TierUsage { rows, bytes: held.num_bytes() }))
+    }
+
+    fn resident_keys(&self, table: TableId) -> Result<Vec<Key>> {
+        let Some(held) = self.table(table)? else { return Ok(Vec::new()) };
+        let _entered = self.shared.device.enter()?;
+        let writer = self.shared.writer.lock();
+        held.resident_keys(self.shared.device, writer.stream())
+    }
+}
+
+impl Drop for GpuTier {
+    fn drop(&mut self) {
+        self.inserter.stop();
+        // Nothing that was sent, by us or in streams of callers, may use the memory that goes now. On a lost device nothing runs
+        // any more.
+        if let Ok(_entered) = self.shared.device.enter() {
+            let _ = self.shared.device.synchronize();
+        }
+    }
+}
+
+pub(crate) fn unknown_table() -> Error {
+    Error::new(ErrorKind::InvalidArgument, "there is no such table on this GPU")
+}

@@ -1,0 +1,74 @@
+// Memory accesses by their meaning, in the words of the PTX memory model. Nothing here knows what is stored.
+#pragma once
+#include "abi.h"
+
+#define HPS_DEVICE static __device__ __forceinline__
+
+constexpr uint32_t kWholeWarp = 0xffffffffu;
+
+HPS_DEVICE uint32_t lane_id() { return threadIdx.x & 31u; }
+
+template <typename T>
+HPS_DEVICE T* pointer(uint64_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// CUDA's own function takes another name for the same type.
+HPS_DEVICE uint64_t atomic_add(uint64_t* p, uint64_t v) {
+  return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(v));
+}
+
+// --- ordering ---------------------------------------------------------------------------------------------------------------
+HPS_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+HPS_DEVICE void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+
+HPS_DEVICE uint32_t load_acquire(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+HPS_DEVICE uint64_t load_acquire(const uint64_t* p) {
+  uint64_t v;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+HPS_DEVICE uint32_t load_relaxed(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+HPS_DEVICE uint64_t load_relaxed(const uint64_t* p) {
+  uint64_t v;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+HPS_DEVICE void store_release(uint32_t* p, uint32_t v) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+HPS_DEVICE void store_release_system(uint64_t* p, uint64_t v) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
+
+// --- data -------------------------------------------------------------------------------------------------------------------
+// Read once per lookup from a random place: the first-level cache has no use for it.
+HPS_DEVICE uint4 load_once(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+HPS_DEVICE uint32_t load_once(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+HPS_DEVICE uint64_t load_once(const uint64_t* p) {
+  uint64_t v;
+  asm volatile("ld.global.L1::no_allocate.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+  return v;
+}
+// Written once and not read again by us: should not push rows and tags out of the second-level cache.
+HPS_DEVICE void store_streaming(uint4* p, const uint4& v) { __stcs(p, v); }
+HPS_DEVICE void store_streaming(uint32_t* p, uint32_t v) { __stcs(p, v); }

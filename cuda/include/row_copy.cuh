@@ -1,0 +1,41 @@
+// Copies rows of bytes with as many lanes a row as it has vectors, several rows in flight.
+#pragma once
+#include "device.cuh"
+
+// `Vec` is the unit of access: uint4 (16 bytes) where rows are multiples of 16, else uint32_t.
+// Copies, for each key i of a warp below kKeys, `row_bytes` bytes from the address `source` of lane (i * 32 / kKeys) to row i
+// of `out`; source 0 copies nothing. `kLanes` lanes work on one row. Each lane calls `after_last_load` once it has read all
+// that it will read, before it writes the last of it; not at all if it reads nothing because rows are short.
+template <typename Vec, int kLanes, int kKeys, typename AfterLastLoad>
+HPS_DEVICE void copy_rows(uint64_t source, char* out, uint32_t row_bytes, AfterLastLoad after_last_load) {
+  constexpr int kRowsAtOnce = 32 / kLanes;
+  constexpr int kSteps = kKeys / kRowsAtOnce > 0 ? kKeys / kRowsAtOnce : 1;
+  constexpr int kInFlight = kSteps < 8 ? kSteps : 8;
+  const int num_vectors = static_cast<int>(row_bytes / sizeof(Vec));
+  const int row = static_cast<int>(lane_id()) / kLanes;
+  const int lane = static_cast<int>(lane_id()) % kLanes;
+#pragma unroll 1
+  for (int step = 0; step < kSteps; step += kInFlight) {
+    const Vec* from[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      // Of a row that is none (more lanes than all keys need) a lane gets some other row's address.
+      const int key = (step + i) * kRowsAtOnce + row;
+      const uint64_t address = __shfl_sync(kWholeWarp, source, key * (32 / kKeys) & 31);
+      from[i] = pointer<const Vec>(kRowsAtOnce > kKeys && key >= kKeys ? 0 : address);
+    }
+    Vec* to = reinterpret_cast<Vec*>(out) + static_cast<uint64_t>(step * kRowsAtOnce + row) * num_vectors;
+    for (int vector = lane; vector < num_vectors; vector += kLanes) {
+      Vec data[kInFlight];
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        if (from[i] != nullptr) data[i] = load_once(from[i] + vector);
+      }
+      if (step + kInFlight >= kSteps && vector + kLanes >= num_vectors) after_last_load();
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        if (from[i] != nullptr) store_streaming(to + static_cast<uint64_t>(i * kRowsAtOnce) * num_vectors + vector, data[i]);
+      }
+    }
+  }
+}

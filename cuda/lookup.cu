@@ -1,0 +1,273 @@
+// Looks keys up and writes their rows: the kernel of the hit path.
+//
+// A warp takes 32 keys (or 16 or 8, for latency), finds their rows, and copies them, several lanes a row. Grid: one warp for
+// each 32 (16, 8) keys. Entry points: lookup_<tags>_<vector bytes>x<lanes a row>_<large, medium or small>.
+//
+// Keys that neither table holds get the default row, if there is one (else their rows hold nothing of meaning), and are listed
+// for the host, if it wants to know.
+// Order of work and what a reader may see: set_table.cuh.
+#include "include/marks.cuh"
+#include "include/row_copy.cuh"
+
+namespace {
+
+// Where a lane's key was found.
+enum Where { kNowhere = 0, kFirst = 1, kSecond = 2, kNoKey = 3 };
+
+struct Found {
+  uint64_t row;  // address, or 0: nothing to copy
+  uint32_t slot;
+  int where;
+};
+
+// What the first pass found, still to be confirmed.
+struct Guess {
+  Found found;
+  uint64_t stored_key;  // of the slot, with HPS_TAGS_HASHED
+};
+
+// Looks for a key without waiting for a whole comparison. kShare lanes have the same key.
+template <int kMode, int kShare>
+HPS_DEVICE Guess guess(const HpsLookup& p, uint64_t key, bool is_key) {
+  Guess g{{p.default_row, kNoSlot, kNowhere}, key};
+  const HpsSetTable* table = &p.first;
+  uint32_t slot = find_tag<kShare>(p.first, place_of<kMode>(p.first, key));
+  if (slot != kNoSlot) {
+    g.found.where = kFirst;
+  } else if (p.second.num_sets != 0) {
+    table = &p.second;
+    g.found.where = kSecond;
+  }
+  if (p.second.num_sets != 0 && __any_sync(kWholeWarp, slot == kNoSlot)) {
+    const uint32_t second_slot = find_tag<kShare>(p.second, place_of<kMode>(p.second, key));
+    if (slot == kNoSlot) slot = second_slot;
+    if (slot == kNoSlot) g.found.where = kNowhere;
+  }
+  if (slot != kNoSlot) {
+    g.found.slot = slot;
+    g.found.row = reinterpret_cast<uint64_t>(row_of(*table, slot, p.row_bytes));
+    if (kMode == HPS_TAGS_HASHED) g.stored_key = load_once(pointer<const uint64_t>(table->keys) + slot);
+  }
+  if (!is_key) g.found = Found{0, kNoSlot, kNoKey};
+  return g;
+}
+
+// The same, exactly.
+template <int kMode>
+HPS_DEVICE Found resolve(const HpsLookup& p, uint64_t key, const Place& place, const Place& place_second) {
+  Found found{p.default_row, kNoSlot, kNowhere};
+  found.slot = find<kMode>(p.first, key, place);
+  if (found.slot != kNoSlot) {
+    found.where = kFirst;
+    found.row = reinterpret_cast<uint64_t>(row_of(p.first, found.slot, p.row_bytes));
+  } else if (p.second.num_sets != 0) {
+    found.slot = find<kMode>(p.second, key, place_second);
+    if (found.slot != kNoSlot) {
+      found.where = kSecond;
+      found.row = reinterpret_cast<uint64_t>(row_of(p.second, found.slot, p.row_bytes));
+    }
+  }
+  return found;
+}
+
+// The versions of the sets where a key may be: unchanged versions, unchanged rows.
+struct Versions {
+  uint32_t first[2];
+  uint32_t second[2];
+};
+
+HPS_DEVICE uint32_t wait_until_even(const uint32_t* version) {
+  uint32_t value = load_acquire(version);
+  while ((value & 1u) != 0) value = load_acquire(version);
+  return value;
+}
+
+template <int kMode>
+HPS_DEVICE Versions read_versions(const HpsLookup& p, const Place& place, const Place& place_second) {
+  Versions v{};
+  v.first[0] = wait_until_even(version_of(p.first, place.first));
+  v.first[1] = wait_until_even(version_of(p.first, place.second));
+  if (p.second.num_sets != 0) {
+    v.second[0] = wait_until_even(version_of(p.second, place_second.first));
+    v.second[1] = wait_until_even(version_of(p.second, place_second.second));
+  }
+  return v;
+}
+
+HPS_DEVICE bool are_current(const HpsLookup& p, const Place& place, const Place& place_second, const Versions& v) {
+  bool current = load_relaxed(version_of(p.first, place.first)) == v.first[0] &&
+                 load_relaxed(version_of(p.first, place.second)) == v.first[1];
+  if (p.second.num_sets != 0) {
+    current = current && load_relaxed(version_of(p.second, place_second.first)) == v.second[0] &&
+              load_relaxed(version_of(p.second, place_second.second)) == v.second[1];
+  }
+  return current;
+}
+
+// Step 4 of set_table.cuh, for the keys of a whole warp: those that changed while they were read are read again.
+template <int kMode, typename Vec, int kLanes, int kKeys>
+__device__ __noinline__ Found read_carefully(const HpsLookup& p, uint64_t key, bool is_key, char* out) {
+  const Place place = place_of<kMode>(p.first, key);
+  const Place place_second = p.second.num_sets != 0 ? place_of<kMode>(p.second, key) : place;
+  Found found{0, kNoSlot, kNoKey};
+  bool pending = is_key;
+  while (__any_sync(kWholeWarp, pending)) {
+    Versions versions{};
+    uint64_t row = 0;
+    if (pending) {
+      versions = read_versions<kMode>(p, place, place_second);
+      found = resolve<kMode>(p, key, place, place_second);
+      row = found.row;
+    }
+    __syncwarp();
+    copy_rows<Vec, kLanes, kKeys>(row, out, p.row_bytes, [] {});
+    // All lanes have read the row when any of them looks at the versions again.
+    fence();
+    __syncwarp();
+    if (pending) pending = !are_current(p, place, place_second, versions);
+  }
+  return found;
+}
+
+// Adds a warp's numbers to one of the copies of the counters; `sign` -1 takes them back.
+HPS_DEVICE void count(const HpsLookup& p, uint32_t warp, const Found& found, bool is_counted, int sign) {
+  if (p.counters == 0) return;
+  const int first = __popc(__ballot_sync(kWholeWarp, is_counted && found.where == kFirst));
+  const int second = __popc(__ballot_sync(kWholeWarp, is_counted && found.where == kSecond));
+  const int missed = __popc(__ballot_sync(kWholeWarp, is_counted && found.where == kNowhere));
+  if (lane_id() != 0) return;
+  HpsLookupCounters* counters = pointer<HpsLookupCounters>(p.counters) + warp % HPS_COUNTER_COPIES;
+  if (first != 0) atomic_add(&counters->first, static_cast<uint64_t>(static_cast<long long>(sign * first)));
+  if (second != 0) atomic_add(&counters->second, static_cast<uint64_t>(static_cast<long long>(sign * second)));
+  if (missed != 0) atomic_add(&counters->missed, static_cast<uint64_t>(static_cast<long long>(sign * missed)));
+}
+
+// Lists the keys that were not found; the warp that finishes last tells the host.
+HPS_DEVICE void list_misses(const HpsMissList& list, uint32_t num_warps, bool is_missed, uint32_t position, uint64_t key) {
+  const uint32_t missed = __ballot_sync(kWholeWarp, is_missed);
+  if (missed != 0) {
+    uint32_t base = 0;
+    if (lane_id() == 0) base = atomicAdd(pointer<uint32_t>(list.count), static_cast<uint32_t>(__popc(missed)));
+    base = __shfl_sync(kWholeWarp, base, 0);
+    if (is_missed) {
+      const uint32_t at = base + static_cast<uint32_t>(__popc(missed & ((1u << lane_id()) - 1u)));
+      pointer<uint32_t>(list.positions)[at] = position;
+      pointer<uint64_t>(list.keys)[at] = key;
+    }
+    // The host may read an entry once the word below is there.
+    fence_system();
+    __syncwarp();
+  }
+  if (lane_id() == 0) {
+    fence();
+    if (atomicAdd(pointer<uint32_t>(list.done), 1u) == num_warps - 1) {
+      fence_system();
+      const uint32_t count = load_relaxed(pointer<const uint32_t>(list.count));
+      // Everybody else is done with these.
+      *pointer<uint32_t>(list.count) = 0;
+      *pointer<uint32_t>(list.done) = 0;
+      if (list.unique != 0) {
+        *pointer<uint64_t>(list.unique_out) = load_relaxed(pointer<const uint32_t>(list.unique));
+        *pointer<uint32_t>(list.unique) = 0;
+        fence_system();
+      }
+      store_release_system(pointer<uint64_t>(list.word), static_cast<uint64_t>(list.sequence) << 32 | count);
+    }
+  }
+}
+
+// Offers keys that only the second table holds to whoever fills the first.
+HPS_DEVICE void want(const HpsLookup& p, bool is_wanted, uint64_t key) {
+  const uint32_t wanted = __ballot_sync(kWholeWarp, is_wanted);
+  if (wanted == 0) return;
+  HpsWantedKeys* list = pointer<HpsWantedKeys>(p.wanted);
+  uint64_t base = 0;
+  if (lane_id() == 0) base = atomic_add(&list->count, static_cast<uint64_t>(__popc(wanted)));
+  base = __shfl_sync(kWholeWarp, base, 0);
+  if (is_wanted) {
+    const uint64_t at = base + static_cast<uint64_t>(__popc(wanted & ((1u << lane_id()) - 1u)));
+    list->keys[at % HPS_WANTED_KEYS] = key;
+  }
+}
+
+template <int kMode, typename Vec, int kLanes, int kKeys>
+HPS_DEVICE void lookup(const HpsLookup& p) {
+  constexpr int kShare = 32 / kKeys;
+  const uint32_t warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  const uint32_t first_key = warp * kKeys;
+  if (first_key >= p.num_keys) return;
+  // With fewer keys than lanes, kShare lanes hold the same key; the first of them counts.
+  const uint32_t position = first_key + lane_id() / kShare;
+  const bool is_key = position < p.num_keys;
+  const bool is_counted = is_key && lane_id() % kShare == 0;
+  uint64_t key = 0;
+  if (is_key) {
+    key = p.key_bytes == 8 ? load_once(pointer<const uint64_t>(p.keys) + position)
+                           : load_once(pointer<const uint32_t>(p.keys) + position);
+  }
+  char* out = pointer<char>(p.out) + static_cast<uint64_t>(first_key) * p.row_bytes;
+
+  // Step 1 of set_table.cuh. Lanes agree, so that all of them go the same way.
+  const bool has_second = p.second.num_sets != 0;
+  const HpsWriters before = read_writers(p.first);
+  const HpsWriters before_second = has_second ? read_writers(p.second) : HpsWriters{0, 0};
+  bool is_done = before.begun == before.ended && before_second.begun == before_second.ended;
+  Found found{0, kNoSlot, kNoKey};
+  if (__all_sync(kWholeWarp, is_done)) {
+    const Guess g = guess<kMode, kShare>(p, key, is_key);
+    found = g.found;
+    // Marks and counters travel while rows do.
+    const Use use = start_use(p.first, found.slot, is_counted && found.where == kFirst, dice(position));
+    count(p, warp, found, is_counted, 1);
+    uint32_t after = before.begun;
+    uint32_t after_second = before_second.begun;
+    copy_rows<Vec, kLanes, kKeys>(found.row, out, p.row_bytes, [&] {
+      fence();
+      after = load_relaxed(pointer<const uint32_t>(p.first.writers));
+      if (has_second) after_second = load_relaxed(pointer<const uint32_t>(p.second.writers));
+    });
+    finish_use(p.first, found.slot, use);
+    is_done = after == before.begun && after_second == before_second.begun && g.stored_key == key;
+    is_done = __all_sync(kWholeWarp, is_done);
+    if (!is_done) count(p, warp, found, is_counted, -1);
+  } else {
+    is_done = false;
+  }
+  if (!is_done) {
+    found = read_carefully<kMode, Vec, kLanes, kKeys>(p, key, is_key, out);
+    count(p, warp, found, is_counted, 1);
+  }
+
+  if (p.misses.word != 0) {
+    list_misses(p.misses, (p.num_keys + kKeys - 1) / kKeys, is_counted && found.where == kNowhere, position, key);
+  }
+  if (p.wanted != 0) want(p, is_counted && found.where == kSecond, key);
+}
+
+}  // namespace
+
+// Blocks of a multiprocessor, which bound the registers of a thread. Measured on an H100: short rows profit from more warps, long
+// ones need the registers.
+constexpr int min_blocks(int lanes) { return lanes <= 8 ? 6 : 4; }
+
+#define HPS_LOOKUP_ENTRY(name, mode, vector, lanes, keys)                                                        \
+  extern "C" __global__ void __launch_bounds__(HPS_LOOKUP_THREADS, min_blocks(lanes)) name(const __grid_constant__ HpsLookup p) { \
+    lookup<mode, vector, lanes, keys>(p);                                                                        \
+  }
+#define HPS_LOOKUP(name, mode, vector, lanes)                                              \
+  HPS_LOOKUP_ENTRY(name##_large, mode, vector, lanes, HPS_KEYS_PER_WARP_LARGE)             \
+  HPS_LOOKUP_ENTRY(name##_medium, mode, vector, lanes, HPS_KEYS_PER_WARP_MEDIUM)           \
+  HPS_LOOKUP_ENTRY(name##_small, mode, vector, lanes, HPS_KEYS_PER_WARP_SMALL)
+
+HPS_LOOKUP(lookup_exact_16x4, HPS_TAGS_EXACT, uint4, 4)
+HPS_LOOKUP(lookup_exact_16x8, HPS_TAGS_EXACT, uint4, 8)
+HPS_LOOKUP(lookup_exact_16x16, HPS_TAGS_EXACT, uint4, 16)
+HPS_LOOKUP(lookup_exact_16x32, HPS_TAGS_EXACT, uint4, 32)
+HPS_LOOKUP(lookup_exact_4x8, HPS_TAGS_EXACT, uint32_t, 8)
+HPS_LOOKUP(lookup_exact_4x32, HPS_TAGS_EXACT, uint32_t, 32)
+HPS_LOOKUP(lookup_hashed_16x4, HPS_TAGS_HASHED, uint4, 4)
+HPS_LOOKUP(lookup_hashed_16x8, HPS_TAGS_HASHED, uint4, 8)
+HPS_LOOKUP(lookup_hashed_16x16, HPS_TAGS_HASHED, uint4, 16)
+HPS_LOOKUP(lookup_hashed_16x32, HPS_TAGS_HASHED, uint4, 32)
+HPS_LOOKUP(lookup_hashed_4x8, HPS_TAGS_HASHED, uint32_t, 8)
+HPS_LOOKUP(lookup_hashed_4x32, HPS_TAGS_HASHED, uint32_t, 32)

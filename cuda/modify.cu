@@ -1,0 +1,268 @@
+// Changes a table: adds, overwrites and removes rows. One warp a key; blocks take keys in turns.
+//
+// Launches on one table follow each other on one stream; lookups may run at any time (set_table.cuh). Lanes 0 to 15 of a warp
+// look at the slots of the key's first set, lanes 16 to 31 at those of its second.
+//
+// Who is evicted: a row with the fewest marks among both sets, chosen at random. A row that was used (any mark) only goes with
+// the chance `evict_proven`, so that keys which are asked for once do not push out those in use; and with the chance `forget`
+// one row loses a mark, so that rows which were used long ago become like new ones.
+#include "include/marks.cuh"
+#include "include/set_lock.cuh"
+
+namespace {
+
+// The first part of a row, in registers: 16 bytes a lane. Loaded before the locks are taken, as rows may come from host memory.
+struct RowStart {
+  uint4 wide;
+  uint32_t narrow;
+};
+
+HPS_DEVICE RowStart load_start(const char* from, uint32_t row_bytes) {
+  RowStart start{};
+  if (row_bytes % 16 == 0) {
+    if (lane_id() < row_bytes / 16) start.wide = load_once(reinterpret_cast<const uint4*>(from) + lane_id());
+  } else {
+    if (lane_id() < row_bytes / 4) start.narrow = load_once(reinterpret_cast<const uint32_t*>(from) + lane_id());
+  }
+  return start;
+}
+
+// Writes a row whose start is at hand; the rest follows from memory.
+HPS_DEVICE void store_row(char* to, const char* from, const RowStart& start, uint32_t row_bytes) {
+  if (row_bytes % 16 == 0) {
+    uint4* out = reinterpret_cast<uint4*>(to);
+    if (lane_id() < row_bytes / 16) out[lane_id()] = start.wide;
+    for (uint32_t i = lane_id() + 32; i < row_bytes / 16; i += 32) out[i] = load_once(reinterpret_cast<const uint4*>(from) + i);
+  } else {
+    uint32_t* out = reinterpret_cast<uint32_t*>(to);
+    if (lane_id() < row_bytes / 4) out[lane_id()] = start.narrow;
+    for (uint32_t i = lane_id() + 32; i < row_bytes / 4; i += 32) {
+      out[i] = load_once(reinterpret_cast<const uint32_t*>(from) + i);
+    }
+  }
+}
+
+HPS_DEVICE uint32_t load_tag(const HpsSetTable& table, uint32_t slot) {
+  uint16_t tag;
+  asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(tag) : "l"(pointer<const uint16_t>(table.tags) + slot) : "memory");
+  return tag;
+}
+
+// What a lane sees: one slot of the key's two sets.
+struct Slot {
+  uint32_t slot;
+  uint32_t tag;   // 0: empty
+  uint32_t mark;
+  bool is_there;  // false for the second set's lanes if both sets are one
+};
+
+HPS_DEVICE Slot look(const HpsSetTable& table, const Place& place) {
+  const bool is_second = lane_id() >= HPS_WAYS;
+  Slot mine;
+  mine.slot = (is_second ? place.second : place.first) * HPS_WAYS + lane_id() % HPS_WAYS;
+  mine.is_there = !(is_second && place.first == place.second);
+  mine.tag = mine.is_there ? load_tag(table, mine.slot) : 0;
+  mine.mark = mark_of(load_relaxed(pointer<const uint32_t>(table.marks) + mine.slot / HPS_WAYS), mine.slot % HPS_WAYS);
+  return mine;
+}
+
+template <int kMode>
+HPS_DEVICE bool holds(const HpsSetTable& table, const Place& place, const Slot& mine, uint64_t key) {
+  const uint32_t wanted = lane_id() < HPS_WAYS ? place.tag_first : place.tag_second;
+  if (!mine.is_there || mine.tag != wanted) return false;
+  return kMode == HPS_TAGS_EXACT || load_relaxed(pointer<const uint64_t>(table.keys) + mine.slot) == key;
+}
+
+HPS_DEVICE void set_mark(const HpsSetTable& table, uint32_t slot, uint32_t mark) {
+  uint32_t* marks = pointer<uint32_t>(table.marks) + slot / HPS_WAYS;
+  const uint32_t shift = HPS_MARK_BITS * (slot % HPS_WAYS);
+  const uint32_t old = load_relaxed(marks) >> shift & 3u;
+  if (old != mark) atomicXor(marks, (old ^ mark) << shift);
+}
+
+// Fills a slot that is free. By the whole warp; `slot` is one of the key's two sets.
+template <int kMode>
+HPS_DEVICE void fill(const HpsSetTable& table, const Place& place, uint64_t key, uint32_t slot, uint32_t mark) {
+  if (lane_id() == 0) {
+    // If both sets are one, its lanes are those of the first.
+    const bool is_first = slot / HPS_WAYS == place.first;
+    pointer<uint16_t>(table.tags)[slot] = static_cast<uint16_t>(is_first ? place.tag_first : place.tag_second);
+    if (kMode == HPS_TAGS_HASHED) pointer<uint64_t>(table.keys)[slot] = key;
+    set_mark(table, slot, mark);
+  }
+}
+
+// The lane of a free slot, in the first set if it has one: a key in its first set is found with one access. -1 if there is
+// none.
+HPS_DEVICE int free_lane(const Slot& mine) {
+  const uint32_t free = __ballot_sync(kWholeWarp, mine.is_there && mine.tag == 0);
+  if (free == 0) return -1;
+  return __ffs(static_cast<int>(free)) - 1;
+}
+
+// Moves a row of the key's sets to its other set, if one of them has room there. Returns the lane of the slot that became
+// free, or -1. The two sets are locked; the third is only taken if that needs no waiting.
+template <int kMode>
+HPS_DEVICE int displace(const HpsModify& p, const Slot& mine) {
+  const HpsSetTable& table = p.table;
+  uint32_t other = 0;
+  uint64_t key = 0;
+  Place place{};
+  bool is_candidate = false;
+  if (mine.is_there && mine.tag != 0) {
+    const uint32_t set = mine.slot / HPS_WAYS;
+    key = key_of<kMode>(table, set, mine.slot % HPS_WAYS, mine.tag);
+    place = place_of<kMode>(table, key);
+    other = place.first == set ? place.second : place.first;
+    is_candidate = other != set && match(load_tags(table, other).words, 0) != 0;
+  }
+  for (uint32_t candidates = __ballot_sync(kWholeWarp, is_candidate); candidates != 0; candidates &= candidates - 1) {
+    const int lane = __ffs(static_cast<int>(candidates)) - 1;
+    const uint32_t set = __shfl_sync(kWholeWarp, other, lane);
+    // A set that is locked, by others or by ourselves, is left alone.
+    uint32_t version = 0;
+    if (lane_id() == 0) {
+      version = try_lock_set(table, set);
+      fence();
+    }
+    version = __shfl_sync(kWholeWarp, version, 0);
+    if (is_locked(version)) continue;
+    const uint32_t tag = lane_id() < HPS_WAYS ? load_tag(table, set * HPS_WAYS + lane_id()) : 1;
+    const uint32_t free = __ballot_sync(kWholeWarp, tag == 0);
+    if (free != 0) {
+      const uint32_t to = set * HPS_WAYS + static_cast<uint32_t>(__ffs(static_cast<int>(free))) - 1;
+      const uint32_t from = __shfl_sync(kWholeWarp, mine.slot, lane);
+      const char* row = row_of(table, from, p.row_bytes);
+      store_row(const_cast<char*>(row_of(table, to, p.row_bytes)), row, load_start(row, p.row_bytes), p.row_bytes);
+      if (lane_id() == static_cast<uint32_t>(lane)) {
+        const bool goes_first = place.first == set;
+        pointer<uint16_t>(table.tags)[to] = static_cast<uint16_t>(goes_first ? place.tag_first : place.tag_second);
+        if (kMode == HPS_TAGS_HASHED) pointer<uint64_t>(table.keys)[to] = key;
+        const uint32_t marks = load_relaxed(pointer<const uint32_t>(table.marks) + from / HPS_WAYS);
+        set_mark(table, to, mark_of(marks, from % HPS_WAYS));
+        pointer<uint16_t>(table.tags)[from] = 0;
+      }
+      __syncwarp();
+    }
+    fence();
+    __syncwarp();
+    if (lane_id() == 0) unlock_set(table, set, version);
+    if (free != 0) return lane;
+  }
+  return -1;
+}
+
+// The lane of the row that has to go for a new one, or -1 if none should.
+HPS_DEVICE int victim_lane(const HpsModify& p, const Slot& mine, uint32_t random) {
+  const uint32_t mark = mine.mark;
+  const uint32_t there = __ballot_sync(kWholeWarp, mine.is_there);
+  const uint32_t unused = __ballot_sync(kWholeWarp, mine.is_there && mark == 0);
+  const uint32_t seldom = __ballot_sync(kWholeWarp, mine.is_there && mark == 1);
+  const bool evicts_proven = (random & 1023u) < p.evict_proven;
+  const uint32_t start = random >> 10 & 31u;
+  if ((random >> 15 & 1023u) < p.forget) {
+    const uint32_t way = random >> 25 & 31u;
+    if (lane_id() == way && mine.is_there && mark != 0) {
+      atomicAnd(pointer<uint32_t>(p.table.marks) + mine.slot / HPS_WAYS,
+                ~((mark ^ mark >> 1) << (HPS_MARK_BITS * (mine.slot % HPS_WAYS))));
+    }
+  }
+  uint32_t candidates = unused;
+  if (candidates == 0) {
+    if (!evicts_proven) return -1;
+    candidates = seldom != 0 ? seldom : there;
+  }
+  // The first one from a random lane on.
+  const uint32_t from_start = candidates & ~((1u << start) - 1u);
+  return __ffs(static_cast<int>(from_start != 0 ? from_start : candidates)) - 1;
+}
+
+struct Totals {
+  uint32_t added, overwritten, erased, evicted, refused;
+};
+
+// One key, by a whole warp.
+template <int kMode>
+HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) {
+  const HpsSetTable& table = p.table;
+  const uint32_t i = p.indices != 0 ? load_once(pointer<const uint32_t>(p.indices) + number) : number;
+  const uint64_t key = load_once(pointer<const uint64_t>(p.keys) + i);
+  const Place place = place_of<kMode>(table, key);
+  const bool adds = p.mode == HPS_INSERT_IF_ABSENT || p.mode == HPS_UPSERT;
+  if (place.tag_first == 0) {
+    totals.refused += adds;
+    return;
+  }
+  const char* from = nullptr;
+  RowStart start{};
+  if (p.mode != HPS_ERASE) {
+    if (p.rows != 0) {
+      from = pointer<const char>(p.rows) + static_cast<uint64_t>(i) * p.row_bytes;
+    } else {
+      const uint32_t slot = find<kMode>(p.source, key, place_of<kMode>(p.source, key));
+      if (slot == kNoSlot) return;
+      from = row_of(p.source, slot, p.row_bytes);
+    }
+    start = load_start(from, p.row_bytes);
+  }
+
+  const uint32_t version = lock_sets(table, place);
+  const Slot mine = look(table, place);
+  const uint32_t present = __ballot_sync(kWholeWarp, holds<kMode>(table, place, mine, key));
+  if (present != 0) {
+    const uint32_t slot = __shfl_sync(kWholeWarp, mine.slot, __ffs(static_cast<int>(present)) - 1);
+    if (p.mode == HPS_ERASE) {
+      if (lane_id() == 0) {
+        pointer<uint16_t>(table.tags)[slot] = 0;
+        set_mark(table, slot, 0);
+      }
+      totals.erased += 1;
+    } else if (p.mode != HPS_INSERT_IF_ABSENT) {
+      store_row(const_cast<char*>(row_of(table, slot, p.row_bytes)), from, start, p.row_bytes);
+      totals.overwritten += 1;
+    }
+  } else if (adds) {
+    int lane = free_lane(mine);
+    if (lane < 0 && p.displace != 0) lane = displace<kMode>(p, mine);
+    if (lane < 0 && p.mode == HPS_INSERT_IF_ABSENT) {
+      lane = victim_lane(p, mine, __shfl_sync(kWholeWarp, dice(p.seed ^ i * 0xc2b2ae3du), 0));
+      totals.evicted += lane >= 0;
+    }
+    if (lane >= 0) {
+      const uint32_t slot = __shfl_sync(kWholeWarp, mine.slot, lane);
+      store_row(const_cast<char*>(row_of(table, slot, p.row_bytes)), from, start, p.row_bytes);
+      fill<kMode>(table, place, key, slot, p.mark);
+      totals.added += 1;
+    } else {
+      totals.refused += p.mode == HPS_UPSERT;
+    }
+  }
+  unlock_sets(table, place, version);
+}
+
+template <int kMode>
+HPS_DEVICE void modify(const HpsModify& p) {
+  const uint32_t num_warps = gridDim.x * (HPS_MODIFY_THREADS / 32);
+  Totals totals{};
+  begin_writing(p.table);
+  for (uint32_t i = (blockIdx.x * HPS_MODIFY_THREADS + threadIdx.x) / 32; i < p.num_keys; i += num_warps) {
+    modify_key<kMode>(p, i, totals);
+  }
+  end_writing(p.table);
+  if (lane_id() != 0) return;
+  HpsModifyResults* results = pointer<HpsModifyResults>(p.results);
+  if (totals.added != 0) atomic_add(&results->added, totals.added);
+  if (totals.overwritten != 0) atomic_add(&results->overwritten, totals.overwritten);
+  if (totals.erased != 0) atomic_add(&results->erased, totals.erased);
+  if (totals.evicted != 0) atomic_add(&results->evicted, totals.evicted);
+  if (totals.refused != 0) atomic_add(&results->refused, totals.refused);
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(HPS_MODIFY_THREADS) modify_exact(const __grid_constant__ HpsModify p) {
+  modify<HPS_TAGS_EXACT>(p);
+}
+extern "C" __global__ void __launch_bounds__(HPS_MODIFY_THREADS) modify_hashed(const __grid_constant__ HpsModify p) {
+  modify<HPS_TAGS_HASHED>(p);
+}
