@@ -250,13 +250,14 @@ HPS_DEVICE void lookup(const HpsLookup& p) {
 // ones need the registers.
 constexpr int min_blocks(int lanes) { return lanes <= 8 ? 6 : 4; }
 
-#define HPS_LOOKUP_ENTRY(name, mode, vector, lanes, keys)                                                        \
-  extern "C" __global__ void __launch_bounds__(HPS_LOOKUP_THREADS, min_blocks(lanes)) name(const __grid_constant__ HpsLookup p) { \
-    lookup<mode, vector, lanes, keys>(p);                                                                        \
+#define HPS_LOOKUP_ENTRY(name, mode, vector, lanes, keys)                             \
+  extern "C" __global__ void __launch_bounds__(HPS_LOOKUP_THREADS, min_blocks(lanes)) \
+      name(const __grid_constant__ HpsLookup p) {                                     \
+    lookup<mode, vector, lanes, keys>(p);                                             \
   }
-#define HPS_LOOKUP(name, mode, vector, lanes)                                              \
-  HPS_LOOKUP_ENTRY(name##_large, mode, vector, lanes, HPS_KEYS_PER_WARP_LARGE)             \
-  HPS_LOOKUP_ENTRY(name##_medium, mode, vector, lanes, HPS_KEYS_PER_WARP_MEDIUM)           \
+#define HPS_LOOKUP(name, mode, vector, lanes)                                    \
+  HPS_LOOKUP_ENTRY(name##_large, mode, vector, lanes, HPS_KEYS_PER_WARP_LARGE)   \
+  HPS_LOOKUP_ENTRY(name##_medium, mode, vector, lanes, HPS_KEYS_PER_WARP_MEDIUM) \
   HPS_LOOKUP_ENTRY(name##_small, mode, vector, lanes, HPS_KEYS_PER_WARP_SMALL)
 
 HPS_LOOKUP(lookup_exact_16x4, HPS_TAGS_EXACT, uint4, 4)

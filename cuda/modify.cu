@@ -32,7 +32,8 @@ HPS_DEVICE void store_row(char* to, const char* from, const RowStart& start, uin
   if (row_bytes % 16 == 0) {
     uint4* out = reinterpret_cast<uint4*>(to);
     if (lane_id() < row_bytes / 16) out[lane_id()] = start.wide;
-    for (uint32_t i = lane_id() + 32; i < row_bytes / 16; i += 32) out[i] = load_once(reinterpret_cast<const uint4*>(from) + i);
+    for (uint32_t i = lane_id() + 32; i < row_bytes / 16; i += 32)
+      out[i] = load_once(reinterpret_cast<const uint4*>(from) + i);
   } else {
     uint32_t* out = reinterpret_cast<uint32_t*>(to);
     if (lane_id() < row_bytes / 4) out[lane_id()] = start.narrow;
@@ -44,14 +45,17 @@ HPS_DEVICE void store_row(char* to, const char* from, const RowStart& start, uin
 
 HPS_DEVICE uint32_t load_tag(const HpsSetTable& table, uint32_t slot) {
   uint16_t tag;
-  asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(tag) : "l"(pointer<const uint16_t>(table.tags) + slot) : "memory");
+  asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];"
+               : "=h"(tag)
+               : "l"(pointer<const uint16_t>(table.tags) + slot)
+               : "memory");
   return tag;
 }
 
 // What a lane sees: one slot of the key's two sets.
 struct Slot {
   uint32_t slot;
-  uint32_t tag;   // 0: empty
+  uint32_t tag;  // 0: empty
   uint32_t mark;
   bool is_there;  // false for the second set's lanes if both sets are one
 };
@@ -92,18 +96,26 @@ HPS_DEVICE void fill(const HpsSetTable& table, const Place& place, uint64_t key,
   }
 }
 
-// The lane of a free slot, in the first set if it has one: a key in its first set is found with one access. -1 if there is
-// none.
+// Free slots from which on the first set is taken without looking at the second. A key in its first set is found with one
+// access; but sets that are filled one after the other leave no room in the end. With 6, four keys of five are in their first
+// set at a load of 95 %, and of hundreds of millions of keys none finds both sets and all ways out of them full (simulated).
+constexpr int kPlenty = 6;
+
+// The lane of a free slot, or -1.
 HPS_DEVICE int free_lane(const Slot& mine) {
   const uint32_t free = __ballot_sync(kWholeWarp, mine.is_there && mine.tag == 0);
-  if (free == 0) return -1;
-  return __ffs(static_cast<int>(free)) - 1;
+  const uint32_t in_first = free & 0xffffu;
+  const uint32_t in_second = free >> HPS_WAYS;
+  const bool takes_first = __popc(in_first) > kPlenty || __popc(in_first) >= __popc(in_second);
+  if (takes_first) return __ffs(static_cast<int>(in_first)) - 1;
+  return HPS_WAYS + __ffs(static_cast<int>(in_second)) - 1;
 }
 
 // Moves a row of the key's sets to its other set, if one of them has room there. Returns the lane of the slot that became
-// free, or -1. The two sets are locked; the third is only taken if that needs no waiting.
+// free, or -1. The two sets are locked; the third is only taken if that needs no waiting. `is_contended` becomes true if
+// another attempt may find what this one did not.
 template <int kMode>
-HPS_DEVICE int displace(const HpsModify& p, const Slot& mine) {
+HPS_DEVICE int displace(const HpsModify& p, const Slot& mine, bool& is_contended) {
   const HpsSetTable& table = p.table;
   uint32_t other = 0;
   uint64_t key = 0;
@@ -116,17 +128,24 @@ HPS_DEVICE int displace(const HpsModify& p, const Slot& mine) {
     other = place.first == set ? place.second : place.first;
     is_candidate = other != set && match(load_tags(table, other).words, 0) != 0;
   }
+  // What moves between the two sets themselves makes no room.
+  const uint32_t first_set = __shfl_sync(kWholeWarp, mine.slot, 0) / HPS_WAYS;
+  const uint32_t second_set = __shfl_sync(kWholeWarp, mine.slot, HPS_WAYS) / HPS_WAYS;
+  is_candidate = is_candidate && other != first_set && other != second_set;
   for (uint32_t candidates = __ballot_sync(kWholeWarp, is_candidate); candidates != 0; candidates &= candidates - 1) {
     const int lane = __ffs(static_cast<int>(candidates)) - 1;
     const uint32_t set = __shfl_sync(kWholeWarp, other, lane);
-    // A set that is locked, by others or by ourselves, is left alone.
+    // A set that others have locked is left alone.
     uint32_t version = 0;
     if (lane_id() == 0) {
       version = try_lock_set(table, set);
       fence();
     }
     version = __shfl_sync(kWholeWarp, version, 0);
-    if (is_locked(version)) continue;
+    if (is_locked(version)) {
+      is_contended = true;
+      continue;
+    }
     const uint32_t tag = lane_id() < HPS_WAYS ? load_tag(table, set * HPS_WAYS + lane_id()) : 1;
     const uint32_t free = __ballot_sync(kWholeWarp, tag == 0);
     if (free != 0) {
@@ -148,6 +167,7 @@ HPS_DEVICE int displace(const HpsModify& p, const Slot& mine) {
     __syncwarp();
     if (lane_id() == 0) unlock_set(table, set, version);
     if (free != 0) return lane;
+    is_contended = true;
   }
   return -1;
 }
@@ -181,6 +201,51 @@ struct Totals {
   uint32_t added, overwritten, erased, evicted, refused;
 };
 
+// A moment, longer from attempt to attempt, so that others get their turn.
+HPS_DEVICE void pause(uint32_t attempt) { __nanosleep(min(32u << min(attempt, 8u), 4096u)); }
+
+// Changes what a key's sets hold, which are locked. Returns false if nothing was changed and another attempt should be made;
+// not if it is the last one.
+template <int kMode>
+HPS_DEVICE bool modify_locked(const HpsModify& p, uint32_t i, uint64_t key, const Place& place, const char* from,
+                              const RowStart& start, bool is_last, Totals& totals) {
+  const HpsSetTable& table = p.table;
+  const bool adds = p.mode == HPS_INSERT_IF_ABSENT || p.mode == HPS_UPSERT;
+  const Slot mine = look(table, place);
+  const uint32_t present = __ballot_sync(kWholeWarp, holds<kMode>(table, place, mine, key));
+  if (present != 0) {
+    const uint32_t slot = __shfl_sync(kWholeWarp, mine.slot, __ffs(static_cast<int>(present)) - 1);
+    if (p.mode == HPS_ERASE) {
+      if (lane_id() == 0) {
+        pointer<uint16_t>(table.tags)[slot] = 0;
+        set_mark(table, slot, 0);
+      }
+      totals.erased += 1;
+    } else if (p.mode != HPS_INSERT_IF_ABSENT) {
+      store_row(const_cast<char*>(row_of(table, slot, p.row_bytes)), from, start, p.row_bytes);
+      totals.overwritten += 1;
+    }
+  } else if (adds) {
+    int lane = free_lane(mine);
+    bool is_contended = false;
+    if (lane < 0 && p.displace != 0) lane = displace<kMode>(p, mine, is_contended);
+    if (lane < 0 && is_contended && !is_last) return false;
+    if (lane < 0 && p.mode == HPS_INSERT_IF_ABSENT) {
+      lane = victim_lane(p, mine, __shfl_sync(kWholeWarp, dice(p.seed ^ i * 0xc2b2ae3du), 0));
+      totals.evicted += lane >= 0;
+    }
+    if (lane >= 0) {
+      const uint32_t slot = __shfl_sync(kWholeWarp, mine.slot, lane);
+      store_row(const_cast<char*>(row_of(table, slot, p.row_bytes)), from, start, p.row_bytes);
+      fill<kMode>(table, place, key, slot, p.mark);
+      totals.added += 1;
+    } else {
+      totals.refused += p.mode == HPS_UPSERT;
+    }
+  }
+  return true;
+}
+
 // One key, by a whole warp.
 template <int kMode>
 HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) {
@@ -206,38 +271,14 @@ HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) 
     start = load_start(from, p.row_bytes);
   }
 
-  const uint32_t version = lock_sets(table, place);
-  const Slot mine = look(table, place);
-  const uint32_t present = __ballot_sync(kWholeWarp, holds<kMode>(table, place, mine, key));
-  if (present != 0) {
-    const uint32_t slot = __shfl_sync(kWholeWarp, mine.slot, __ffs(static_cast<int>(present)) - 1);
-    if (p.mode == HPS_ERASE) {
-      if (lane_id() == 0) {
-        pointer<uint16_t>(table.tags)[slot] = 0;
-        set_mark(table, slot, 0);
-      }
-      totals.erased += 1;
-    } else if (p.mode != HPS_INSERT_IF_ABSENT) {
-      store_row(const_cast<char*>(row_of(table, slot, p.row_bytes)), from, start, p.row_bytes);
-      totals.overwritten += 1;
-    }
-  } else if (adds) {
-    int lane = free_lane(mine);
-    if (lane < 0 && p.displace != 0) lane = displace<kMode>(p, mine);
-    if (lane < 0 && p.mode == HPS_INSERT_IF_ABSENT) {
-      lane = victim_lane(p, mine, __shfl_sync(kWholeWarp, dice(p.seed ^ i * 0xc2b2ae3du), 0));
-      totals.evicted += lane >= 0;
-    }
-    if (lane >= 0) {
-      const uint32_t slot = __shfl_sync(kWholeWarp, mine.slot, lane);
-      store_row(const_cast<char*>(row_of(table, slot, p.row_bytes)), from, start, p.row_bytes);
-      fill<kMode>(table, place, key, slot, p.mark);
-      totals.added += 1;
-    } else {
-      totals.refused += p.mode == HPS_UPSERT;
-    }
+  // Rows on the way to their other set, and sets that others have locked, may leave no room for a moment.
+  for (uint32_t attempt = 1;; ++attempt) {
+    const uint32_t version = lock_sets(table, place);
+    const bool is_done = modify_locked<kMode>(p, i, key, place, from, start, attempt >= p.displace, totals);
+    unlock_sets(table, place, version);
+    if (is_done) return;
+    pause(attempt);
   }
-  unlock_sets(table, place, version);
 }
 
 template <int kMode>

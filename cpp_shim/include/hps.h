@@ -47,7 +47,9 @@ enum {
   /* The configuration asks for something this build does not have. */
   HPS_ERROR_UNSUPPORTED = 8,
   /* A defect of hps itself. */
-  HPS_ERROR_INTERNAL = 9
+  HPS_ERROR_INTERNAL = 9,
+  /** A GPU or its driver failed; the text says whether the process must be started again. */
+  HPS_ERROR_DEVICE = 10
 };
 
 /* The version of this library, for instance "0.1.0". Never null. */

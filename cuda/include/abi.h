@@ -38,17 +38,17 @@ enum HpsTagMode {
 // Rows in sets of 16 slots: a cache in GPU memory, or a whole table in GPU or in pinned host memory.
 // Plain addresses: the owner is crates/gpu/src/set_table.rs. Layout and rules of access: set_table.cuh.
 typedef struct HpsSetTable {
-  uint64_t tags;       // (num_sets, 16) uint16
-  uint64_t keys;       // (num_sets, 16) uint64; 0 with HPS_TAGS_EXACT
-  uint64_t marks;      // (num_sets) uint32
-  uint64_t versions;   // (num_sets) uint32, odd while a writer is at work on the set
-  uint64_t writers;    // one HpsWriters
-  uint64_t rows;       // (num_sets * 16, row_bytes): device address of GPU memory or of mapped host memory
-  uint64_t key_bound;  // with HPS_TAGS_EXACT, keys from here on cannot be held; else 0
-  uint32_t num_sets;   // 0: there is no such table
-  uint32_t reciprocal; // floor((2^32 - 1) / num_sets)
-  uint32_t key_mask;   // 2^k - 1, with HPS_TAGS_EXACT the keys that are permuted; else 0
-  uint32_t key_shift;  // (k + 1) / 2
+  uint64_t tags;        // (num_sets, 16) uint16
+  uint64_t keys;        // (num_sets, 16) uint64; 0 with HPS_TAGS_EXACT
+  uint64_t marks;       // (num_sets) uint32
+  uint64_t versions;    // (num_sets) uint32, odd while a writer is at work on the set
+  uint64_t writers;     // one HpsWriters
+  uint64_t rows;        // (num_sets * 16, row_bytes): device address of GPU memory or of mapped host memory
+  uint64_t key_bound;   // with HPS_TAGS_EXACT, keys from here on cannot be held; else 0
+  uint32_t num_sets;    // 0: there is no such table
+  uint32_t reciprocal;  // floor((2^32 - 1) / num_sets)
+  uint32_t key_mask;    // 2^k - 1, with HPS_TAGS_EXACT the keys that are permuted; else 0
+  uint32_t key_shift;   // (k + 1) / 2
 } HpsSetTable;
 
 // How many blocks of writing kernels have begun and ended their work on a table: equal while nobody writes.
@@ -68,13 +68,13 @@ typedef struct HpsLookupCounters {
 
 // Where a lookup leaves keys that it could not answer, for the host to read: mapped pinned memory where nothing else is said.
 typedef struct HpsMissList {
-  uint64_t count;      // uint32 in device memory; zero before the launch and after it
-  uint64_t done;       // uint32 in device memory: warps that have finished; zero before the launch and after it
-  uint64_t positions;  // (num_keys) uint32
-  uint64_t keys;       // (num_keys) uint64
-  uint64_t unique;     // uint32 in device memory: a number for the host; 0: none
-  uint64_t unique_out; // uint64: where it goes
-  uint64_t word;       // uint64: (sequence << 32 | number of misses), written last
+  uint64_t count;       // uint32 in device memory; zero before the launch and after it
+  uint64_t done;        // uint32 in device memory: warps that have finished; zero before the launch and after it
+  uint64_t positions;   // (num_keys) uint32
+  uint64_t keys;        // (num_keys) uint64
+  uint64_t unique;      // uint32 in device memory: a number for the host; 0: none
+  uint64_t unique_out;  // uint64: where it goes
+  uint64_t word;        // uint64: (sequence << 32 | number of misses), written last
   uint32_t sequence;
   uint32_t unused;
 } HpsMissList;
@@ -82,15 +82,15 @@ typedef struct HpsMissList {
 // One launch of a lookup kernel.
 typedef struct HpsLookup {
   HpsSetTable first;
-  HpsSetTable second;      // num_sets 0: none
-  uint64_t keys;           // (num_keys) int64 or int32, device
-  uint64_t out;            // (num_keys, row_bytes), device
-  uint64_t default_row;    // (row_bytes) device: for keys that nobody holds; 0: such rows get no meaning
-  uint64_t counters;       // (HPS_COUNTER_COPIES) HpsLookupCounters, device; 0: nobody counts
-  HpsMissList misses;      // word 0: not wanted
-  uint64_t wanted;         // HpsWantedKeys, device: keys that the first table should take in; 0: nobody asks
+  HpsSetTable second;    // num_sets 0: none
+  uint64_t keys;         // (num_keys) int64 or int32, device
+  uint64_t out;          // (num_keys, row_bytes), device
+  uint64_t default_row;  // (row_bytes) device: for keys that nobody holds; 0: such rows get no meaning
+  uint64_t counters;     // (HPS_COUNTER_COPIES) HpsLookupCounters, device; 0: nobody counts
+  HpsMissList misses;    // word 0: not wanted
+  uint64_t wanted;       // HpsWantedKeys, device: keys that the first table should take in; 0: nobody asks
   uint32_t num_keys;
-  uint32_t key_bytes;      // 4 or 8
+  uint32_t key_bytes;  // 4 or 8
   uint32_t row_bytes;
   uint32_t unused;
 } HpsLookup;
@@ -120,18 +120,19 @@ enum HpsModifyMode {
 // One launch of the modifying kernel. Keys may repeat only if their rows are equal.
 typedef struct HpsModify {
   HpsSetTable table;
-  HpsSetTable source;   // rows are taken from here if `rows` is 0, keys that it lacks are left out
-  uint64_t keys;        // (num_keys) uint64, device or mapped host
-  uint64_t rows;        // (num_keys, row_bytes), device or mapped host
-  uint64_t indices;     // (num_keys) uint32, device or mapped host: which keys and rows are meant; 0: all from the start
-  uint64_t results;     // HpsModifyResults, device
+  HpsSetTable source;  // rows are taken from here if `rows` is 0, keys that it lacks are left out
+  uint64_t keys;       // (num_keys) uint64, device or mapped host
+  uint64_t rows;       // (num_keys, row_bytes), device or mapped host
+  uint64_t indices;    // (num_keys) uint32, device or mapped host: which keys and rows are meant; 0: all from the start
+  uint64_t results;    // HpsModifyResults, device
   uint32_t num_keys;
   uint32_t row_bytes;
-  uint32_t mode;        // HpsModifyMode
-  uint32_t mark;        // marks of a row that is added: 0, 1 or 3
+  uint32_t mode;          // HpsModifyMode
+  uint32_t mark;          // marks of a row that is added: 0, 1 or 3
   uint32_t evict_proven;  // chance, in 1/1024, that a row which was used is evicted for a new one
   uint32_t forget;        // chance, in 1/1024, that one row of a full set loses a mark
-  uint32_t displace;      // 1: makes room by moving a row to its other set
+  uint32_t
+      displace;  // makes room by moving a row to its other set, and tries so many times if others are in the way; 0: not
   uint32_t seed;
 } HpsModify;
 
@@ -145,9 +146,9 @@ typedef struct HpsModifyResults {
 
 // Counts the distinct keys of a batch.
 typedef struct HpsUnique {
-  uint64_t keys;      // (num_keys) int64 or int32, device
-  uint64_t places;    // (place_mask + 1) uint32, device, zero before the launch: an open-addressing hash set of positions + 1
-  uint64_t count;     // uint32, device: the number is added
+  uint64_t keys;    // (num_keys) int64 or int32, device
+  uint64_t places;  // (place_mask + 1) uint32, device, zero before the launch: an open-addressing hash set of positions + 1
+  uint64_t count;   // uint32, device: the number is added
   uint32_t num_keys;
   uint32_t key_bytes;   // 4 or 8
   uint32_t place_mask;  // a power of two minus one, at least twice num_keys

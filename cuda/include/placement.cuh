@@ -14,7 +14,7 @@
 struct Place {
   uint32_t first;
   uint32_t second;
-  uint32_t tag_first;   // 0: the key cannot be held
+  uint32_t tag_first;  // 0: the key cannot be held
   uint32_t tag_second;
 };
 

@@ -27,6 +27,7 @@ class ErrorCode(enum.IntEnum):
     CLOSED = 7
     UNSUPPORTED = 8
     INTERNAL = 9
+    DEVICE = 10
 
 
 class HpsError(RuntimeError):
@@ -58,6 +59,7 @@ class TierSize(TypedDict):
 
 
 class _TierSizes(TypedDict, total=False):
+    gpu: TierSize
     host: TierSize
     ssd: TierSize
 
@@ -66,7 +68,7 @@ class TableStats(_TierSizes):
     """Counts of one table since its store was opened.
 
     ``keys == gpu_hits + host_hits + redis_hits + ssd_hits + missing`` always holds.
-    ``host`` and ``ssd`` are there when that tier is configured.
+    ``gpu`` (of all devices together), ``host`` and ``ssd`` are there when that tier is configured.
     """
 
     table_id: int

@@ -109,15 +109,6 @@ def test_keys_on_the_meta_device_get_a_shape_and_no_rows(store):
     assert (rows.device.type, rows.shape) == ("meta", (4, 8))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_keys_on_a_gpu_are_an_error_that_says_what_to_do(store):
-    message = fails(KEYS.cuda(), store.path, "model", 0, 8)
-    assert "cuda:0" in message
-    assert "no GPU tier" in message
-    assert "keys.cpu()" in message
-
-
 def test_arguments_of_other_types_are_refused_by_torch(store):
     with pytest.raises(RuntimeError, match="model_name"):
         torch.ops.hps.lookup(KEYS, store.path, 3, 0, 8)

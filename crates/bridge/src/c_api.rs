@@ -20,11 +20,12 @@ fn code(kind: ErrorKind) -> c_int {
         ErrorKind::InvalidArgument => 1,
         ErrorKind::Config => 2,
         ErrorKind::NotFound => 3,
-        ErrorKind::Storage | ErrorKind::Device => 4,
+        ErrorKind::Storage => 4,
         ErrorKind::OutOfMemory => 5,
         ErrorKind::Corrupt => 6,
         ErrorKind::Closed => 7,
         ErrorKind::Unsupported => 8,
+        ErrorKind::Device => 10,
         _ => 9,
     }
 }

@@ -69,7 +69,8 @@ pub(crate) fn open(
             storage: table.storage(),
             default_row: table.default_row().to_vec(),
         });
-        let tier = GpuTier::open(ordinal, tables, fronts.collect(), Arc::clone(clocks), Arc::clone(observer))?;
+        let tier =
+            GpuTier::open(ordinal, tables, fronts.collect(), Arc::clone(clocks), Arc::clone(observer))?;
         devices.push(Arc::new(tier));
     }
     Ok(devices)

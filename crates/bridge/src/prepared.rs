@@ -123,8 +123,12 @@ impl PreparedLookup {
     ) -> Result<()> {
         no_panic(|| {
             let open = open_store(&self.store)?;
-            if !keys.is_multiple_of(open.key_width.num_bytes()) || !rows.is_multiple_of(DEVICE_ROWS_ALIGNMENT) {
-                return Err(Error::new(ErrorKind::InvalidArgument, "keys or rows on the GPU are not aligned"));
+            if !keys.is_multiple_of(open.key_width.num_bytes()) || !rows.is_multiple_of(DEVICE_ROWS_ALIGNMENT)
+            {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    "keys or rows on the GPU are not aligned",
+                ));
             }
             let lookup = DeviceLookup {
                 keys: keys as u64,

@@ -29,8 +29,8 @@ pub enum DeviceAnswer {
     /// Some keys are not on the device: their rows have to be given before the lookup returns.
     Missed(Box<dyn MissedKeys>),
     /// Some keys may not be on the device; they were answered with the default row, and their rows are wanted for the next
-    /// lookup.
-    Later(Box<dyn MissedKeys>),
+    /// lookup. With what is to be counted now; the rest is in [`DeviceTier::counts`].
+    Later(Box<dyn MissedKeys>, LookupCounts),
 }
 
 /// Keys that a device asks the tiers below for, piece by piece.

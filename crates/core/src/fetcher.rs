@@ -74,17 +74,15 @@ pub(crate) struct Fetcher {
 
 impl Fetcher {
     pub(crate) fn start(walk: Arc<Walk>, tables: Arc<[Table]>, observer: Arc<dyn Observer>) -> Result<Self> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            changed: Condvar::new(),
-            walk,
-            tables,
-            observer,
-        });
+        let shared =
+            Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), walk, tables, observer });
         let for_thread = Arc::clone(&shared);
-        let thread =
-            std::thread::Builder::new().name("hps-fetch".into()).spawn(move || for_thread.run()).map_err(|why| {
-                Error::new(ErrorKind::OutOfMemory, "cannot start the thread that fetches rows for GPUs").caused_by(why)
+        let thread = std::thread::Builder::new()
+            .name("hps-fetch".into())
+            .spawn(move || for_thread.run())
+            .map_err(|why| {
+                Error::new(ErrorKind::OutOfMemory, "cannot start the thread that fetches rows for GPUs")
+                    .caused_by(why)
             })?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -96,9 +94,7 @@ impl Fetcher {
         queue.waiting.push_back((table, missed));
         drop(queue);
         self.shared.changed.notify_all();
-        if let Some((table, mut missed)) = given_up {
-            self.shared.count_answered(table, missed.as_mut());
-        }
+        drop(given_up);
     }
 
     /// Waits until everything offered so far was fetched.
@@ -122,7 +118,9 @@ impl Drop for Fetcher {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            self.shared.observer.warn("the thread that fetches rows for GPUs had panicked; this is a bug in hps");
+            self.shared
+                .observer
+                .warn("the thread that fetches rows for GPUs had panicked; this is a bug in hps");
         }
     }
 }
@@ -134,7 +132,9 @@ impl Shared {
             match catch_unwind(AssertUnwindSafe(|| self.fetch(table, missed.as_mut()))) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => self.observer.warn(&format!("rows were not fetched for a GPU: {error}")),
-                Err(_) => self.observer.warn("rows were not fetched for a GPU: a panic; this is a bug in hps"),
+                Err(_) => {
+                    self.observer.warn("rows were not fetched for a GPU: a panic; this is a bug in hps")
+                }
             }
         }
     }
@@ -157,19 +157,9 @@ impl Shared {
     }
 
     fn fetch(&self, table: usize, missed: &mut dyn MissedKeys) -> Result<()> {
-        self.count_answered(table, missed);
         let table = self.tables.get(table).ok_or_else(out_of_range)?;
-        // Its callers were counted already: what is found now is for those to come.
+        missed.wait()?;
+        // The lookup was counted when it was answered: what is found now is for those to come.
         self.walk.fetch(table, missed).map(drop)
-    }
-
-    /// Counts the keys of a lookup that was answered at once: hits of the device, and default rows.
-    fn count_answered(&self, table: usize, missed: &mut dyn MissedKeys) {
-        if let (Some(table), Ok((num_hits, num_missed))) = (self.tables.get(table), missed.wait()) {
-            let mut counts = LookupCounts::default();
-            counts.add_hits(TierKind::Gpu, num_hits);
-            counts.missing = num_missed as u64;
-            table.counters.add(&counts);
-        }
     }
 }

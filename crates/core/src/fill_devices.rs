@@ -30,7 +30,8 @@ impl EmbeddingStore {
     ) -> Result<()> {
         for device in self.devices() {
             for (number, table) in self.tables().iter().enumerate() {
-                let is_first = self.tables().iter().position(|other| other.storage() == table.storage()) == Some(number);
+                let is_first =
+                    self.tables().iter().position(|other| other.storage() == table.storage()) == Some(number);
                 if is_first && device.serves(number) {
                     let filling = Filling { store: self, device, table, observer };
                     filling.fill(hottest).map_err(|error| table.name_in(error))?;

@@ -163,7 +163,8 @@ impl ModelFiles {
         let wanted = usize::try_from(most.min(self.num_keys())).unwrap_or(usize::MAX);
         let mut keys = Vec::new();
         keys.try_reserve_exact(wanted).map_err(|why| {
-            Error::new(ErrorKind::OutOfMemory, format!("{}: no memory for its keys", path.display())).caused_by(why)
+            Error::new(ErrorKind::OutOfMemory, format!("{}: no memory for its keys", path.display()))
+                .caused_by(why)
         })?;
         let mut bytes = Vec::new();
         while keys.len() < wanted {

@@ -8,8 +8,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::device::{self, DeviceAnswer, DeviceLookup, DeviceTier};
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Key, TableId};
 use crate::fetcher::Fetcher;
+use crate::key::{Key, TableId};
 use crate::observer::Observer;
 use crate::promoter::Promoter;
 use crate::row::{Rows, RowsMut};
@@ -229,11 +229,13 @@ impl EmbeddingStore {
         match answer {
             DeviceAnswer::Enqueued => Ok(()),
             DeviceAnswer::Missed(mut missed) => {
-                let counts = self.walk.answer(table, missed.as_mut()).map_err(|error| table.name_in(error))?;
+                let counts =
+                    self.walk.answer(table, missed.as_mut()).map_err(|error| table.name_in(error))?;
                 table.counters.add(&counts);
                 Ok(())
             }
-            DeviceAnswer::Later(missed) => {
+            DeviceAnswer::Later(missed, counts) => {
+                table.counters.add(&counts);
                 if let Some(fetcher) = &self.fetcher {
                     fetcher.offer(number, missed);
                 }
@@ -322,7 +324,11 @@ impl EmbeddingStore {
     }
 
     /// The same for all devices.
-    fn write_devices(&self, written: Result<()>, write: impl Fn(&dyn DeviceTier) -> Result<()>) -> Result<()> {
+    fn write_devices(
+        &self,
+        written: Result<()>,
+        write: impl Fn(&dyn DeviceTier) -> Result<()>,
+    ) -> Result<()> {
         self.devices.iter().fold(written, |first, device| first.and(write(device.as_ref())))
     }
 

@@ -37,7 +37,8 @@ fn fixture(promote_found: bool) -> Fixture {
         specs,
         caches: vec![Arc::clone(&host) as Arc<dyn CacheTier>],
         truth: Arc::clone(&ssd) as Arc<dyn TruthTier>,
-        clocks: Arc::clone(&clocks), devices: Vec::new(),
+        clocks: Arc::clone(&clocks),
+        devices: Vec::new(),
     };
     let tables =
         vec![Table::new("m", 1, "other", TABLE, DIM, 0.25), Table::new("m", 0, "t", TABLE, DIM, -1.5)];
@@ -285,7 +286,8 @@ fn a_large_lookup_is_promoted_and_the_queue_is_bounded() {
         specs,
         caches: vec![Arc::clone(&host) as Arc<dyn CacheTier>],
         truth: ssd,
-        clocks: Arc::new([UpdateClock::default()]), devices: Vec::new(),
+        clocks: Arc::new([UpdateClock::default()]),
+        devices: Vec::new(),
     };
     let table = Table::new("m", 0, "t", TABLE, WIDE / 4, 0.0);
     let store = EmbeddingStore::new(vec![table], tiers, true, Arc::new(Silent)).unwrap();

@@ -91,12 +91,16 @@ impl Device {
         let images = images::for_capability(major.unsigned_abs(), minor.unsigned_abs())
             .map_err(|error| error.at("device", format!("{ordinal}, {name}")))?;
         // SAFETY: `handle` is a device of this machine. The reference to its primary context is never given back.
-        let context = unsafe { result::primary_ctx::retain(handle) }.map_err(failed("open the primary context"))?;
+        let context =
+            unsafe { result::primary_ctx::retain(handle) }.map_err(failed("open the primary context"))?;
         let context = Context(context);
         let entered = Entered::new(ordinal, context)?;
         let functions = Functions::load(|unit| {
             let image = images.unit(unit.name()).ok_or_else(|| {
-                Error::new(ErrorKind::Internal, format!("the kernels of {} are not in the library", unit.name()))
+                Error::new(
+                    ErrorKind::Internal,
+                    format!("the kernels of {} are not in the library", unit.name()),
+                )
             })?;
             // SAFETY: the image was compiled for this device's architecture and lives as long as the process.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) }
@@ -180,7 +184,8 @@ impl Device {
 
     /// Bytes of GPU memory that are free. The device must have been entered.
     pub(crate) fn free_bytes(&self) -> Result<u64> {
-        let (free, _) = result::mem_get_info().map_err(|why| self.error("tell how much memory is free", why))?;
+        let (free, _) =
+            result::mem_get_info().map_err(|why| self.error("tell how much memory is free", why))?;
         Ok(free as u64)
     }
 
@@ -216,7 +221,13 @@ impl Device {
     ///
     /// # Safety
     /// `num_bytes` bytes at `address` are device memory that nobody else uses until the stream has passed this point.
-    pub(crate) unsafe fn fill(&self, address: u64, byte: u8, num_bytes: usize, stream: StreamHandle) -> Result<()> {
+    pub(crate) unsafe fn fill(
+        &self,
+        address: u64,
+        byte: u8,
+        num_bytes: usize,
+        stream: StreamHandle,
+    ) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { result::memset_d8_async(address, byte, num_bytes, stream.0 as sys::CUstream) }
             .map_err(|why| self.error("fill device memory", why))
@@ -227,8 +238,12 @@ impl Device {
     /// # Safety
     /// `bytes.len()` bytes at `address` are device memory that nothing else uses meanwhile.
     pub(crate) unsafe fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        let failed = |why| self.error("copy to the device", why);
         // SAFETY: the caller's promise.
-        unsafe { result::memcpy_htod_sync(address, bytes) }.map_err(|why| self.error("copy to the device", why))
+        unsafe { result::memcpy_htod_sync(address, bytes) }.map_err(failed)?;
+        // The bytes may still be on their way from the driver's own buffer, in the default stream.
+        // SAFETY: the default stream always exists.
+        unsafe { result::stream::synchronize(result::stream::null()) }.map_err(failed)
     }
 
     /// Copies device memory to host memory in the order of `stream`; complete when it returns.
@@ -430,7 +445,8 @@ unsafe impl Sync for Function {}
 
 impl Module {
     pub(crate) fn function(self, unit: Unit, name: &str) -> Result<Function> {
-        let missing = || Error::new(ErrorKind::Internal, format!("there is no kernel {name} in {}", unit.name()));
+        let missing =
+            || Error::new(ErrorKind::Internal, format!("there is no kernel {name} in {}", unit.name()));
         let name = CString::new(name).map_err(|_| missing())?;
         // SAFETY: the module was loaded and is never unloaded.
         unsafe { result::module::get_function(self.0, name) }.map(Function).map_err(|_| missing())

@@ -57,10 +57,13 @@ impl Geometry {
     pub(crate) fn with_slots(num_slots: u64, row_bytes: usize, mode: TagMode) -> Result<Self> {
         let num_sets = (num_slots / WAYS).max(1);
         let fits = num_sets.checked_mul(WAYS).is_some_and(|slots| slots < u64::from(u32::MAX));
-        let (Ok(num_sets), Ok(row_bytes), true) = (u32::try_from(num_sets), u32::try_from(row_bytes), fits) else {
+        let (Ok(num_sets), Ok(row_bytes), true) = (u32::try_from(num_sets), u32::try_from(row_bytes), fits)
+        else {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("{num_slots} rows of {row_bytes} bytes: a table on a GPU has at most 4 billion slots"),
+                format!(
+                    "{num_slots} rows of {row_bytes} bytes: a table on a GPU has at most 4 billion slots"
+                ),
             ));
         };
         let key_bits = if mode == TagMode::Exact { key_bits(num_sets) } else { 0 };
@@ -151,8 +154,7 @@ mod tests {
     #[test]
     fn every_quotient_fits_its_tag() {
         for num_sets in [1u32, 2, 3, 100, 4096, 125_000, 131_072, 375_000, 1 << 20, (1 << 28) - 1] {
-            let geometry =
-                Geometry::with_slots(u64::from(num_sets) * WAYS, 4, TagMode::Exact).unwrap();
+            let geometry = Geometry::with_slots(u64::from(num_sets) * WAYS, 4, TagMode::Exact).unwrap();
             let largest = u64::from(geometry.permutation().0) / u64::from(num_sets);
             assert!(2 + 2 * largest <= u64::from(u16::MAX), "{num_sets} sets");
             assert_eq!(geometry.key_bound(), u64::from(geometry.permutation().0) + 1);
@@ -162,7 +164,10 @@ mod tests {
     #[test]
     fn a_cache_has_exactly_its_slots_and_at_least_one_set() {
         let slots = |n| Geometry::with_slots(n, 4, TagMode::Hashed).unwrap().num_slots();
-        assert_eq!((slots(0), slots(15), slots(16), slots(2_000_000), slots(33)), (16, 16, 16, 2_000_000, 32));
+        assert_eq!(
+            (slots(0), slots(15), slots(16), slots(2_000_000), slots(33)),
+            (16, 16, 16, 2_000_000, 32)
+        );
     }
 
     #[test]

@@ -73,10 +73,14 @@ pub(crate) struct Inserter {
 impl Inserter {
     pub(crate) fn start(shared: Arc<Shared>, observer: Arc<dyn Observer>) -> Result<Self> {
         let queue = Arc::new(Queue::default());
-        let mut worker = Worker { shared, queue: Arc::clone(&queue), observer, busy: Vec::new(), taken: Vec::new() };
-        let thread = std::thread::Builder::new().name("hps-gpu".into()).spawn(move || worker.run()).map_err(|why| {
-            Error::new(ErrorKind::OutOfMemory, "cannot start the thread that fills GPU caches").caused_by(why)
-        })?;
+        let mut worker =
+            Worker { shared, queue: Arc::clone(&queue), observer, busy: Vec::new(), taken: Vec::new() };
+        let thread = std::thread::Builder::new().name("hps-gpu".into()).spawn(move || worker.run()).map_err(
+            |why| {
+                Error::new(ErrorKind::OutOfMemory, "cannot start the thread that fills GPU caches")
+                    .caused_by(why)
+            },
+        )?;
         Ok(Self { queue, thread: Mutex::new(Some(thread)) })
     }
 
@@ -118,8 +122,12 @@ impl Worker {
                     self.observer.warn(&format!("the GPU's caches take no more rows in: {error}"));
                     return;
                 }
-                Ok(Err(error)) => self.observer.warn(&format!("rows were not taken into a GPU cache: {error}")),
-                Err(_) => self.observer.warn("rows were not taken into a GPU cache: a panic; this is a bug in hps"),
+                Ok(Err(error)) => {
+                    self.observer.warn(&format!("rows were not taken into a GPU cache: {error}"))
+                }
+                Err(_) => {
+                    self.observer.warn("rows were not taken into a GPU cache: a panic; this is a bug in hps")
+                }
             }
             if is_closed {
                 return self.finish();
@@ -184,7 +192,8 @@ impl Worker {
         let writer = self.shared.writer.lock();
         // In the order of writes: a write that comes later overwrites what is inserted here.
         let mut missing = insertion.missing.iter().peekable();
-        let keys = workspace.keys(insertion.start, insertion.end - insertion.start).ok_or_else(unknown_table)?;
+        let keys =
+            workspace.keys(insertion.start, insertion.end - insertion.start).ok_or_else(unknown_table)?;
         let mut chosen: Vec<u32> = Vec::new();
         for (i, &key) in keys.iter().enumerate() {
             let is_missing = missing.next_if_eq(&&((insertion.start + i) as u32)).is_some();

@@ -55,7 +55,7 @@ pub(crate) struct Functions {
     dump: [Function; 2],
     scatter: Function,
     unique: Function,
-    #[cfg_attr(not(test), allow(dead_code, reason = "for tests of the crate"))]
+    #[cfg_attr(not(test), allow(dead_code, reason = "for a test of the crate"))]
     pub(crate) abi_check: Function,
 }
 
@@ -123,8 +123,14 @@ impl Device {
     ///
     /// # Safety
     /// The addresses are valid for what abi.h says of them until the kernel has ended; `mode` is that of the tables.
-    pub(crate) unsafe fn lookup(&self, mode: TagMode, lookup: &HpsLookup, stream: StreamHandle) -> Result<()> {
-        let shape = lookup_shape(lookup.num_keys, lookup.row_bytes, self.num_processors()).ok_or_else(no_kernel)?;
+    pub(crate) unsafe fn lookup(
+        &self,
+        mode: TagMode,
+        lookup: &HpsLookup,
+        stream: StreamHandle,
+    ) -> Result<()> {
+        let shape =
+            lookup_shape(lookup.num_keys, lookup.row_bytes, self.num_processors()).ok_or_else(no_kernel)?;
         let index = (mode.index() * COPIES.len() + shape.copy) * SIZES.len() + shape.size;
         let function = *self.functions().lookup.get(index).ok_or_else(no_kernel)?;
         // SAFETY: the function takes an HpsLookup; the caller's promise.
@@ -135,7 +141,12 @@ impl Device {
     ///
     /// # Safety
     /// As [`Self::lookup`]; and modifications of one table follow each other on one stream.
-    pub(crate) unsafe fn modify(&self, mode: TagMode, modify: &HpsModify, stream: StreamHandle) -> Result<()> {
+    pub(crate) unsafe fn modify(
+        &self,
+        mode: TagMode,
+        modify: &HpsModify,
+        stream: StreamHandle,
+    ) -> Result<()> {
         let function = *self.functions().modify.get(mode.index()).ok_or_else(no_kernel)?;
         let warps_per_block = MODIFY_THREADS / WARP;
         let num_blocks = modify.num_keys.div_ceil(warps_per_block).min(self.num_processors() * MODIFY_BLOCKS);
@@ -148,7 +159,8 @@ impl Device {
     /// # Safety
     /// As [`Self::lookup`].
     pub(crate) unsafe fn scatter(&self, scatter: &HpsScatter, stream: StreamHandle) -> Result<()> {
-        let num_blocks = scatter.num_rows.div_ceil(MODIFY_THREADS / WARP).min(self.num_processors() * MODIFY_BLOCKS);
+        let num_blocks =
+            scatter.num_rows.div_ceil(MODIFY_THREADS / WARP).min(self.num_processors() * MODIFY_BLOCKS);
         // SAFETY: the function takes an HpsScatter; the caller's promise.
         unsafe { self.launch(self.functions().scatter, num_blocks, MODIFY_THREADS, stream, scatter) }
     }

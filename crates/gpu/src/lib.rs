@@ -50,6 +50,8 @@ mod abi;
 mod architectures;
 mod driver;
 mod geometry;
+#[cfg(test)]
+mod gpu_tests;
 pub mod images;
 mod inserter;
 mod kernels;

@@ -75,7 +75,8 @@ impl PinnedBuffer {
     /// # Errors
     /// `OutOfMemory` if the system has no such memory, or does not let it be pinned.
     pub(crate) fn new(device: &'static Device, num_bytes: u64) -> Result<Self> {
-        let num_bytes = usize::try_from(num_bytes.max(1)).map_err(|_| too_large())?.next_multiple_of(PAGE_BYTES);
+        let num_bytes =
+            usize::try_from(num_bytes.max(1)).map_err(|_| too_large())?.next_multiple_of(PAGE_BYTES);
         let block = MmapAllocator.allocate(num_bytes)?;
         let mut buffer = Self { device, block, pinned: Vec::new() };
         let start = buffer.block.address().as_ptr() as u64;

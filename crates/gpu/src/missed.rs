@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use hps_core::device::{DeviceAnswer, DeviceLookup, MissedKeys};
+use hps_core::stats::LookupCounts;
+use hps_core::tier::TierKind;
 use hps_core::update_clock::ClockSnapshot;
 use hps_core::{Error, ErrorKind, Key, Result, RowsMut, TableId};
 
@@ -78,16 +80,21 @@ impl Missed {
 
     /// Waits, and decides by the hit rate over unique keys whether the default rows that were written are the answer.
     pub(crate) fn decide(mut self, threshold: f64) -> Result<DeviceAnswer> {
-        self.wait()?;
+        let (num_hits, num_missed) = self.wait()?;
+        if num_missed == 0 {
+            return Ok(DeviceAnswer::Missed(Box::new(self)));
+        }
         let workspace = self.workspace()?;
         let num_unique = workspace.num_unique();
-        let mut missed: Vec<Key> =
-            workspace.keys(0, self.num_missed.unwrap_or(0)).map(<[Key]>::to_vec).unwrap_or_default();
+        let mut missed: Vec<Key> = workspace.keys(0, num_missed).map(<[Key]>::to_vec).unwrap_or_default();
         missed.sort_unstable();
         missed.dedup();
         let hit_rate = if num_unique == 0 { 1.0 } else { 1.0 - missed.len() as f64 / num_unique as f64 };
         if hit_rate >= threshold {
-            return Ok(DeviceAnswer::Later(Box::new(self.for_later())));
+            let mut counts = LookupCounts::default();
+            counts.missing = num_missed as u64;
+            counts.add_hits(TierKind::Gpu, num_hits);
+            return Ok(DeviceAnswer::Later(Box::new(self.for_later()), counts));
         }
         Ok(DeviceAnswer::Missed(Box::new(self)))
     }
@@ -159,7 +166,11 @@ impl MissedKeys for Missed {
         let capacity = {
             let workspace = self.workspace.as_mut().ok_or_else(lost_workspace)?;
             // Reserved for all of them at first, so it only grows while nothing is under way.
-            if self.start + self.len == 0 { workspace.reserve_rows(num_missed, row_bytes)? } else { workspace.reserve_rows(1, row_bytes)? }
+            if self.start + self.len == 0 {
+                workspace.reserve_rows(num_missed, row_bytes)?
+            } else {
+                workspace.reserve_rows(1, row_bytes)?
+            }
         };
         let mut row = self.row + self.len;
         if row >= capacity {

@@ -13,6 +13,9 @@ use crate::set_table::{SetTable, rows_held};
 /// mark. A new row that is never asked for again must not push out one that is; a row whose time has passed must go at last.
 const EVICT_PROVEN: u32 = 16;
 const FORGET: u32 = 8;
+/// How often room is looked for if other rows are on the move: a table that holds all rows must find it, a cache may not.
+const ATTEMPTS_WHOLE: u32 = 4096;
+const ATTEMPTS_CACHE: u32 = 8;
 /// Marks of rows that are there from the start.
 const MARK_FULL: u32 = 3;
 
@@ -50,7 +53,12 @@ pub(crate) struct Batch {
 
 impl GpuTable {
     /// Takes the memory of a table; it is ready once `stream` has passed. The device must have been entered.
-    pub(crate) fn new(device: &'static Device, settings: TableSettings, plan: &Plan, stream: &Stream) -> Result<Self> {
+    pub(crate) fn new(
+        device: &'static Device,
+        settings: TableSettings,
+        plan: &Plan,
+        stream: &Stream,
+    ) -> Result<Self> {
         let named = |error: Error| error.at("table", &settings.name);
         let first = SetTable::new(device, plan.first, plan.first_on_host, stream).map_err(named)?;
         let second = plan.second.map(|geometry| SetTable::new(device, geometry, true, stream));
@@ -95,7 +103,13 @@ impl GpuTable {
     ///
     /// # Safety
     /// The batch's addresses are valid for the device until the change has ended.
-    pub(crate) unsafe fn change(&self, device: &Device, change: Change, batch: Batch, stream: &Stream) -> Result<()> {
+    pub(crate) unsafe fn change(
+        &self,
+        device: &Device,
+        change: Change,
+        batch: Batch,
+        stream: &Stream,
+    ) -> Result<()> {
         if batch.num_keys == 0 || self.settings.kind == CacheKind::Bypass {
             return Ok(());
         }
@@ -154,6 +168,9 @@ impl GpuTable {
         stream: &Stream,
     ) -> Result<()> {
         let inserts = mode == abi::HPS_INSERT_IF_ABSENT;
+        // The second table is a whole one, and so is the first if there is no second.
+        let is_first = std::ptr::eq(table, &self.first);
+        let holds_all = self.settings.kind.holds_all() && (self.second.is_none() || !is_first);
         let modify = HpsModify {
             table: table.for_kernels(),
             source,
@@ -167,7 +184,11 @@ impl GpuTable {
             mark: if inserts { 0 } else { MARK_FULL },
             evict_proven: EVICT_PROVEN,
             forget: FORGET,
-            displace: u32::from(!inserts),
+            displace: match mode {
+                abi::HPS_UPSERT if holds_all => ATTEMPTS_WHOLE,
+                abi::HPS_UPSERT => ATTEMPTS_CACHE,
+                _ => 0,
+            },
             seed: batch.num_keys,
         };
         // SAFETY: the tables live as long as `self`, which is not dropped before its stream was waited for; the rest is the
@@ -217,8 +238,9 @@ impl GpuTable {
             let mut bytes = vec![0; number * 8];
             // SAFETY: the kernel wrote that many keys.
             unsafe { device.read(buffer.address(), &mut bytes, stream)? };
-            all.try_reserve(number)
-                .map_err(|why| Error::new(ErrorKind::OutOfMemory, "no memory for the keys of a cache").caused_by(why))?;
+            all.try_reserve(number).map_err(|why| {
+                Error::new(ErrorKind::OutOfMemory, "no memory for the keys of a cache").caused_by(why)
+            })?;
             all.extend(bytes.chunks_exact(8).map(|key| key.try_into().map_or(0, u64::from_le_bytes)));
         }
         Ok(all)

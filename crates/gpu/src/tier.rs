@@ -105,7 +105,9 @@ impl GpuTier {
             });
         }
         stream.synchronize()?;
-        observer.info(&format!("{name}: {gpu_bytes} bytes of its memory and {host_bytes} bytes of pinned host memory taken"));
+        observer.info(&format!(
+            "{name}: {gpu_bytes} bytes of its memory and {host_bytes} bytes of pinned host memory taken"
+        ));
         let shared = Arc::new(Shared {
             device,
             tables: by_storage,
@@ -181,7 +183,10 @@ impl DeviceTier for GpuTier {
         let front = shared.front(table)?;
         let held = shared.table(front.storage)?;
         let num_keys = u32::try_from(lookup.num_keys).map_err(|_| {
-            Error::new(ErrorKind::InvalidArgument, format!("{} keys in one call; at most 4 billion", lookup.num_keys))
+            Error::new(
+                ErrorKind::InvalidArgument,
+                format!("{} keys in one call; at most 4 billion", lookup.num_keys),
+            )
         })?;
         let device = shared.device;
         let _entered = device.enter()?;
@@ -199,8 +204,8 @@ impl DeviceTier for GpuTier {
         if device.is_capturing(stream)? {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "this lookup may need the host, so it cannot be captured into a CUDA graph; use embedding_cache_type static or \
-                 uvm for the model, or keep the lookup out of the captured part",
+                "a lookup of a model with embedding_cache_type dynamic may need the host, so it cannot be captured into a CUDA \
+                 graph; use static or uvm, or keep the lookup out of the captured part",
             ));
         }
         let mut workspace = shared.pool.take(device, lookup.num_keys, &shared.service.lock())?;
@@ -208,6 +213,10 @@ impl DeviceTier for GpuTier {
         let counts_unique = threshold.is_some_and(|threshold| threshold > 0.0);
         if threshold.is_some() {
             parameters.default_row = front.default_row.address();
+        }
+        if threshold.is_some() && !counts_unique {
+            // Nobody waits for the misses, so the device counts.
+            parameters.counters = front.counters.address();
         }
         if counts_unique {
             let (places, place_mask) = workspace.zeroed_places(lookup.num_keys, stream)?;
@@ -237,7 +246,7 @@ impl DeviceTier for GpuTier {
         match threshold {
             None => Ok(DeviceAnswer::Missed(Box::new(missed))),
             Some(threshold) if threshold > 0.0 => missed.decide(threshold),
-            Some(_) => Ok(DeviceAnswer::Later(Box::new(missed.for_later()))),
+            Some(_) => Ok(DeviceAnswer::Later(Box::new(missed.for_later()), LookupCounts::default())),
         }
     }
 
@@ -280,10 +289,15 @@ impl DeviceTier for GpuTier {
 
     fn counts(&self, table: usize) -> Result<LookupCounts> {
         let front = self.shared.front(table)?;
+        if self.shared.device.is_lost() {
+            return Ok(LookupCounts::default());
+        }
         let _entered = self.shared.device.enter()?;
         let mut bytes = vec![0; front.counters.num_bytes()];
         // SAFETY: initialised; kernels add to words, which are read whole.
-        unsafe { self.shared.device.read(front.counters.address(), &mut bytes, &self.shared.service.lock())? };
+        unsafe {
+            self.shared.device.read(front.counters.address(), &mut bytes, &self.shared.service.lock())?
+        };
         let mut counts = LookupCounts::default();
         for copy in bytes.chunks_exact(size_of::<HpsLookupCounters>()) {
             let mut words = copy.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes));
@@ -297,7 +311,9 @@ impl DeviceTier for GpuTier {
     }
 
     fn usage(&self, table: TableId) -> Result<Option<TierUsage>> {
-        let Some(held) = self.table(table)? else { return Ok(None) };
+        let Some(held) = self.table(table)?.filter(|_| !self.shared.device.is_lost()) else {
+            return Ok(None);
+        };
         let _entered = self.shared.device.enter()?;
         let writer = self.shared.writer.lock();
         let rows = held.num_rows(self.shared.device, writer.stream())?;

@@ -133,7 +133,10 @@ impl Workspace {
             // A kernel that was ended by an error never writes the word.
             let _entered = self.device.enter()?;
             if self.device.is_idle(stream)? && self.num_missed().is_none() {
-                return Err(Error::new(ErrorKind::Internal, "a lookup on a GPU has ended without telling its misses"));
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    "a lookup on a GPU has ended without telling its misses",
+                ));
             }
         }
     }
@@ -180,7 +183,13 @@ impl Workspace {
     }
 
     /// Keys `start..start + len` of the list, and the rows from `row` on that are theirs.
-    pub(crate) fn piece(&mut self, start: usize, len: usize, row: usize, row_bytes: usize) -> Option<(&[Key], &mut [u8])> {
+    pub(crate) fn piece(
+        &mut self,
+        start: usize,
+        len: usize,
+        row: usize,
+        row_bytes: usize,
+    ) -> Option<(&[Key], &mut [u8])> {
         let rows = self.rows.as_ref()?;
         // SAFETY: bytes; whoever copied from these rows was waited for, and the borrow is exclusive.
         let rows = unsafe { rows.slice_mut(row.checked_mul(row_bytes)?, len.checked_mul(row_bytes)?)? };
@@ -198,7 +207,12 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// A workspace for `num_keys` keys. The device must have been entered.
-    pub(crate) fn take(&self, device: &'static Device, num_keys: usize, stream: &Stream) -> Result<Workspace> {
+    pub(crate) fn take(
+        &self,
+        device: &'static Device,
+        num_keys: usize,
+        stream: &Stream,
+    ) -> Result<Workspace> {
         let mut free = self.free.lock();
         let fitting = free.iter().enumerate().filter(|(_, workspace)| workspace.capacity >= num_keys);
         if let Some((index, _)) = fitting.min_by_key(|(_, workspace)| workspace.capacity) {

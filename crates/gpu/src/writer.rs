@@ -64,7 +64,10 @@ impl Writer {
     ) -> Result<()> {
         let row_bytes = table.row_bytes() as usize;
         if rows.is_some_and(|rows| rows.row_bytes() != row_bytes || rows.len() != keys.len()) {
-            return Err(Error::new(ErrorKind::InvalidArgument, "rows of another size or number than the keys'"));
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "rows of another size or number than the keys'",
+            ));
         }
         let at_once = (ROWS_BYTES / row_bytes.max(1)).clamp(1, MAX_KEYS);
         let mut start = 0;

@@ -1,0 +1,425 @@
+//! Tests that need a GPU: `scripts/test-gpu` runs them, from a program that was built before.
+//!
+//! The truth is a map and a loop; rows carry their key, a version and a checksum, so that a torn row or another key's shows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hps_core::device::{DeviceAnswer, DeviceLookup, DeviceTier, MissedKeys};
+use hps_core::key::mix;
+use hps_core::observer::Silent;
+use hps_core::update_clock::UpdateClock;
+use hps_core::{Key, KeyWidth, Rows, TableId};
+use parking_lot::RwLock;
+
+use crate::abi::{self, HpsDump, HpsLookup, HpsMissList, HpsModify, HpsScatter, HpsSetTable, HpsUnique};
+use crate::driver::{Device, Stream};
+use crate::memory::DeviceBuffer;
+use crate::plan::{CacheKind, TableSettings};
+use crate::tier::{FrontSettings, GpuTier};
+
+const TABLE: TableId = TableId(0);
+
+/// 32-bit words of a row: key, version and position mixed, then a checksum.
+fn row(key: Key, version: u64, row_bytes: usize) -> Vec<u8> {
+    let num_words = row_bytes / 4;
+    let mut words: Vec<u32> =
+        (0..num_words as u64).map(|i| mix(key ^ mix(version.wrapping_mul(64) + i)) as u32).collect();
+    words[0] = version as u32;
+    if num_words > 1 {
+        words[num_words - 1] = checksum(key, &words[..num_words - 1]);
+    }
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn checksum(key: Key, words: &[u32]) -> u32 {
+    words.iter().fold(mix(key) as u32, |sum, &word| sum.rotate_left(5) ^ word.wrapping_mul(0x9e37_79b1))
+}
+
+/// The version of a row that is whole and of this key.
+fn version_of(key: Key, row: &[u8]) -> Option<u64> {
+    let words: Vec<u32> =
+        row.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+    let (last, rest) = words.split_last()?;
+    (checksum(key, rest) == *last).then_some(u64::from(words[0]))
+}
+
+/// A tier over a map.
+struct Fixture {
+    device: &'static Device,
+    tier: GpuTier,
+    truth: RwLock<HashMap<Key, u64>>,
+    clocks: Arc<[UpdateClock]>,
+    row_bytes: usize,
+}
+
+impl Fixture {
+    fn open(kind: CacheKind, keys: &[Key], cache_share: f64, row_bytes: usize) -> Self {
+        let settings = TableSettings {
+            storage: TABLE,
+            name: "hps_et.m.t".into(),
+            row_bytes,
+            kind,
+            cache_share,
+            hit_rate_threshold: None,
+            num_rows: keys.len() as u64,
+            largest_key: keys.iter().copied().max(),
+        };
+        let front = FrontSettings { number: 0, storage: TABLE, default_row: vec![0xAB; row_bytes] };
+        let clocks: Arc<[UpdateClock]> = Arc::new([UpdateClock::default()]);
+        let tier =
+            GpuTier::open(0, vec![settings], vec![front], Arc::clone(&clocks), Arc::new(Silent)).unwrap();
+        let fixture = Self {
+            device: Device::open(0).unwrap(),
+            tier,
+            truth: RwLock::new(keys.iter().map(|&key| (key, 0)).collect()),
+            clocks,
+            row_bytes,
+        };
+        fixture.fill(keys);
+        fixture
+    }
+
+    fn fill(&self, keys: &[Key]) {
+        let snapshot = self.clocks[0].snapshot();
+        let most = self.tier.wants(TABLE).map_or(keys.len(), |most| most as usize).min(keys.len());
+        for keys in keys[..most].chunks(10_000) {
+            let rows: Vec<u8> = keys.iter().flat_map(|&key| row(key, 0, self.row_bytes)).collect();
+            self.tier.put(TABLE, keys, Rows::new(&rows, self.row_bytes).unwrap(), &snapshot).unwrap();
+        }
+    }
+
+    fn expected(&self, key: Key) -> Vec<u8> {
+        self.truth
+            .read()
+            .get(&key)
+            .map_or(vec![0xAB; self.row_bytes], |&version| row(key, version, self.row_bytes))
+    }
+
+    /// As the store's walk does.
+    fn answer(&self, mut missed: Box<dyn MissedKeys>) -> (usize, usize) {
+        let (hits, misses) = missed.wait().unwrap();
+        loop {
+            let snapshot = self.clocks[0].snapshot();
+            let Some((keys, mut rows)) = missed.next_piece().unwrap() else { return (hits, misses) };
+            let mut missing = Vec::new();
+            for (i, &key) in keys.iter().enumerate() {
+                if !self.truth.read().contains_key(&key) {
+                    missing.push(i as u32);
+                }
+                assert!(rows.write(i, &self.expected(key)));
+            }
+            missed.give_piece(&missing, &snapshot).unwrap();
+        }
+    }
+
+    /// Looks keys up and returns their rows.
+    fn lookup(&self, keys: &[Key]) -> Vec<u8> {
+        let _entered = self.device.enter().unwrap();
+        let stream = Stream::new(self.device).unwrap();
+        let bytes: Vec<u8> = keys.iter().flat_map(|key| key.to_le_bytes()).collect();
+        let on_device = DeviceBuffer::holding(self.device, &bytes).unwrap();
+        let mut rows = vec![0xCD; keys.len() * self.row_bytes];
+        let out = DeviceBuffer::holding(self.device, &rows).unwrap();
+        let lookup = DeviceLookup {
+            keys: on_device.address(),
+            num_keys: keys.len(),
+            key_width: KeyWidth::Bits64,
+            rows: out.address(),
+            stream: stream.handle().0,
+        };
+        match self.tier.lookup(0, &lookup).unwrap() {
+            DeviceAnswer::Enqueued => {}
+            DeviceAnswer::Missed(missed) => {
+                self.answer(missed);
+            }
+            DeviceAnswer::Later(..) => panic!("nobody asked for default rows"),
+        }
+        // SAFETY: the buffer has as many bytes; the lookup was sent to the same stream.
+        unsafe { self.device.read(out.address(), &mut rows, &stream).unwrap() };
+        rows
+    }
+
+    #[track_caller]
+    fn check(&self, keys: &[Key]) {
+        let rows = self.lookup(keys);
+        for (i, &key) in keys.iter().enumerate() {
+            assert_eq!(
+                rows[i * self.row_bytes..][..self.row_bytes],
+                self.expected(key),
+                "key {key}, position {i}"
+            );
+        }
+    }
+
+    fn update(&self, keys: &[Key], version: u64) {
+        let rows: Vec<u8> = keys.iter().flat_map(|&key| row(key, version, self.row_bytes)).collect();
+        self.truth.write().extend(keys.iter().map(|&key| (key, version)));
+        self.clocks[0].advance(keys);
+        self.tier.update(TABLE, keys, Rows::new(&rows, self.row_bytes).unwrap()).unwrap();
+    }
+
+    fn erase(&self, keys: &[Key]) {
+        let mut truth = self.truth.write();
+        for key in keys {
+            truth.remove(key);
+        }
+        drop(truth);
+        self.clocks[0].advance(keys);
+        self.tier.erase(TABLE, keys).unwrap();
+    }
+}
+
+const KINDS: [CacheKind; 5] =
+    [CacheKind::Dynamic, CacheKind::Bypass, CacheKind::Static, CacheKind::StaticOnHost, CacheKind::Uvm];
+
+fn dense(n: u64) -> Vec<Key> {
+    (0..n).collect()
+}
+
+fn hashed(n: u64) -> Vec<Key> {
+    // Negative numbers, the smallest and the largest among them.
+    (0..n).map(|i| if i < 4 { [0, u64::MAX, 1 << 63, (1 << 63) - 1][i as usize] } else { mix(i) }).collect()
+}
+
+fn is_small() -> bool {
+    std::env::var_os("HPS_TEST_SMALL").is_some()
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn host_and_device_agree_on_every_struct() {
+    let facts: Vec<u64> = [
+        size_of::<HpsSetTable>(),
+        std::mem::offset_of!(HpsSetTable, key_bound),
+        std::mem::offset_of!(HpsSetTable, key_shift),
+        size_of::<abi::HpsWriters>(),
+        size_of::<abi::HpsLookupCounters>(),
+        size_of::<HpsMissList>(),
+        std::mem::offset_of!(HpsMissList, sequence),
+        size_of::<HpsLookup>(),
+        std::mem::offset_of!(HpsLookup, keys),
+        std::mem::offset_of!(HpsLookup, misses),
+        std::mem::offset_of!(HpsLookup, row_bytes),
+        size_of::<abi::HpsWantedKeys>(),
+        size_of::<HpsModify>(),
+        std::mem::offset_of!(HpsModify, keys),
+        std::mem::offset_of!(HpsModify, seed),
+        size_of::<abi::HpsModifyResults>(),
+        size_of::<HpsUnique>(),
+        std::mem::offset_of!(HpsUnique, place_mask),
+        size_of::<HpsScatter>(),
+        std::mem::offset_of!(HpsScatter, row_bytes),
+        size_of::<HpsDump>(),
+        std::mem::offset_of!(HpsDump, num_sets),
+        abi::HPS_WAYS as usize,
+        abi::HPS_WANTED_KEYS as usize,
+        abi::HPS_ERASE as usize,
+        abi::HPS_TAGS_HASHED as usize,
+    ]
+    .iter()
+    .map(|&fact| fact as u64)
+    .collect();
+    let device = Device::open(0).unwrap();
+    let _entered = device.enter().unwrap();
+    let stream = Stream::new(device).unwrap();
+    let buffer =
+        DeviceBuffer::zeroed(device, 8 * u64::from(abi::HPS_NUM_ABI_FACTS), stream.handle()).unwrap();
+    // SAFETY: the kernel takes an address and writes fewer words than the buffer has.
+    unsafe { device.launch(device.functions().abi_check, 1, 1, stream.handle(), &buffer.address()).unwrap() };
+    let mut bytes = vec![0; 8 * abi::HPS_NUM_ABI_FACTS as usize];
+    // SAFETY: the buffer has as many bytes, all initialised.
+    unsafe { device.read(buffer.address(), &mut bytes, &stream).unwrap() };
+    let told: Vec<u64> =
+        bytes.chunks_exact(8).map(|fact| u64::from_le_bytes(fact.try_into().unwrap())).collect();
+    assert_eq!(told[..facts.len()], facts);
+    assert!(told[facts.len()..].iter().all(|&fact| fact == 0));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn random_sequences_agree_with_a_map() {
+    let num_keys = if is_small() { 500 } else { 5_000 };
+    for kind in KINDS {
+        for (name, keys) in [("dense", dense(num_keys)), ("hashed", hashed(num_keys))] {
+            for share in [0.0, 0.05, 0.5, 1.0, 2.5] {
+                for row_bytes in [4, 12, 64, 128, 512, 1040] {
+                    let fixture = Fixture::open(kind, &keys, share, row_bytes);
+                    let mut random = num_keys ^ row_bytes as u64;
+                    let mut next = |bound: u64| {
+                        random = mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
+                        random % bound
+                    };
+                    for step in 1..=if is_small() { 4 } else { 12 } {
+                        let some = |next: &mut dyn FnMut(u64) -> u64, n: u64| -> Vec<Key> {
+                            (0..n).map(|_| keys[next(num_keys) as usize]).collect()
+                        };
+                        match next(4) {
+                            0 => fixture.update(&some(&mut next, 300), step),
+                            1 => fixture.erase(&some(&mut next, 50)),
+                            _ => {}
+                        }
+                        let mut asked = some(&mut next, 700);
+                        // Some that nobody has.
+                        asked.extend((0..20).map(|i| mix(i + 1_000_000)));
+                        fixture.check(&asked);
+                    }
+                    fixture.check(&keys);
+                    let _ = name;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_table_that_holds_all_rows_finds_room_for_every_key() {
+    let num_keys = if is_small() { 20_000 } else { 2_000_000 };
+    for keys in [dense(num_keys), hashed(num_keys)] {
+        for kind in [CacheKind::Static, CacheKind::Uvm] {
+            let fixture = Fixture::open(kind, &keys, 0.1, 16);
+            fixture.check(&keys);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn warm_up_holds_nearly_all_of_the_hottest_rows_in_exactly_as_many_slots() {
+    let num_keys = if is_small() { 32_000 } else { 3_200_000 };
+    for keys in [dense(num_keys), hashed(num_keys)] {
+        let fixture = Fixture::open(CacheKind::Dynamic, &keys, 0.5, 16);
+        let resident = fixture.tier.resident_keys(TABLE).unwrap();
+        let hottest: std::collections::HashSet<_> = keys[..keys.len() / 2].iter().copied().collect();
+        let held = resident.iter().filter(|key| hottest.contains(key)).count();
+        assert_eq!(held, resident.len());
+        let share = held as f64 / hottest.len() as f64;
+        println!("{:.4} of {} rows held", share, hottest.len());
+        assert!(share >= 0.98, "{share}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn keys_are_listed_and_come_back_from_their_tags() {
+    for keys in [dense(10_000), hashed(10_000)] {
+        let fixture = Fixture::open(CacheKind::Static, &keys, 0.1, 8);
+        let mut resident = fixture.tier.resident_keys(TABLE).unwrap();
+        let mut expected = keys.clone();
+        resident.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(resident, expected);
+        assert_eq!(fixture.tier.usage(TABLE).unwrap().unwrap().rows, keys.len() as u64);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_whole_table_takes_in_new_keys_until_it_is_full_and_says_so() {
+    let fixture = Fixture::open(CacheKind::Static, &dense(1_000), 0.1, 8);
+    fixture.update(&(1_000..1_020).collect::<Vec<_>>(), 1);
+    fixture.check(&dense(1_020));
+    let many: Vec<Key> = (2_000..4_000).collect();
+    let rows: Vec<u8> = many.iter().flat_map(|&key| row(key, 1, 8)).collect();
+    let error = fixture.tier.update(TABLE, &many, Rows::new(&rows, 8).unwrap()).unwrap_err();
+    assert_eq!(error.kind(), hps_core::ErrorKind::OutOfMemory);
+}
+
+/// Writers change versions of all keys over and over while readers look them up, in streams of their own: every row must be
+/// whole and of its key, and no version may be older than one that was seen complete before the lookup began.
+#[test]
+#[ignore = "needs a GPU"]
+fn readers_see_whole_rows_while_writers_are_at_work() {
+    let num_keys: u64 = if is_small() { 2_000 } else { 50_000 };
+    let rounds = if is_small() { 3 } else { 60 };
+    for kind in [CacheKind::Static, CacheKind::Uvm, CacheKind::Dynamic] {
+        for keys in [dense(num_keys), hashed(num_keys)] {
+            for row_bytes in [128, 512] {
+                let fixture = Fixture::open(kind, &keys, 0.3, row_bytes);
+                let done = AtomicBool::new(false);
+                let complete = AtomicU64::new(0);
+                let looked_up = AtomicU64::new(0);
+                std::thread::scope(|scope| {
+                    for thread in 0..8u64 {
+                        let (fixture, keys, done, complete) = (&fixture, &keys, &done, &complete);
+                        let looked_up = &looked_up;
+                        scope.spawn(move || {
+                            let mut random = thread;
+                            while !done.load(Ordering::Relaxed) {
+                                let asked: Vec<Key> = (0..4_000)
+                                    .map(|_| {
+                                        random = mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
+                                        // Some keys are asked for much more than others.
+                                        keys[(random % num_keys).min(random >> 32 & 0xffff) as usize
+                                            % keys.len()]
+                                    })
+                                    .collect();
+                                let oldest = complete.load(Ordering::SeqCst);
+                                let rows = fixture.lookup(&asked);
+                                for (key, row) in asked.iter().zip(rows.chunks_exact(fixture.row_bytes)) {
+                                    let version = version_of(*key, row);
+                                    assert!(version.is_some(), "a torn row, or another key's: {key} {row:?}");
+                                    assert!(version >= Some(oldest), "{version:?} of {key} after {oldest}");
+                                }
+                                looked_up.fetch_add(asked.len() as u64, Ordering::Relaxed);
+                            }
+                        });
+                    }
+                    for version in 1..=rounds {
+                        fixture.update(&keys, version);
+                        complete.store(version, Ordering::SeqCst);
+                    }
+                    done.store(true, Ordering::Relaxed);
+                });
+                println!("{kind:?}, rows of {row_bytes}: {} rows checked", looked_up.into_inner());
+                fixture.check(&keys);
+            }
+        }
+    }
+}
+
+/// A row that was read below before its key was written must not enter the cache after.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_row_that_was_written_since_it_was_read_is_not_taken_in() {
+    let keys = dense(1_000);
+    let fixture = Fixture::open(CacheKind::Dynamic, &[], 0.0, 64);
+    drop(fixture);
+    let fixture = Fixture::open(CacheKind::Dynamic, &keys, 3.0, 64);
+    fixture.erase(&keys);
+    fixture.truth.write().extend(keys.iter().map(|&key| (key, 1)));
+    let _entered = fixture.device.enter().unwrap();
+    let stream = Stream::new(fixture.device).unwrap();
+    let bytes: Vec<u8> = keys.iter().flat_map(|key| key.to_le_bytes()).collect();
+    let on_device = DeviceBuffer::holding(fixture.device, &bytes).unwrap();
+    let out = DeviceBuffer::new(fixture.device, (keys.len() * 64) as u64).unwrap();
+    let lookup = DeviceLookup {
+        keys: on_device.address(),
+        num_keys: keys.len(),
+        key_width: KeyWidth::Bits64,
+        rows: out.address(),
+        stream: stream.handle().0,
+    };
+    let DeviceAnswer::Missed(mut missed) = fixture.tier.lookup(0, &lookup).unwrap() else { panic!() };
+    assert_eq!(missed.wait().unwrap(), (0, keys.len()));
+    let snapshot = fixture.clocks[0].snapshot();
+    let (asked, mut rows) = missed.next_piece().unwrap().unwrap();
+    assert_eq!(asked.len(), keys.len());
+    for (i, &key) in asked.iter().enumerate() {
+        assert!(rows.write(i, &row(key, 1, 64)));
+    }
+    // Read, and now overtaken.
+    fixture.update(&keys, 2);
+    missed.give_piece(&[], &snapshot).unwrap();
+    assert!(missed.next_piece().unwrap().is_none());
+    drop(missed);
+    for _ in 0..20 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        fixture.check(&keys);
+    }
+    let resident = fixture.tier.resident_keys(TABLE).unwrap();
+    fixture.check(&keys);
+    println!("{} keys resident", resident.len());
+}
