@@ -141,6 +141,7 @@ HPS_DEVICE int displace(const HpsModify& p, const Slot& mine, bool& is_contended
       version = try_lock_set(table, set);
       fence();
     }
+    __syncwarp();
     version = __shfl_sync(kWholeWarp, version, 0);
     if (is_locked(version)) {
       is_contended = true;
@@ -165,6 +166,7 @@ HPS_DEVICE int displace(const HpsModify& p, const Slot& mine, bool& is_contended
     }
     fence();
     __syncwarp();
+    fence();
     if (lane_id() == 0) unlock_set(table, set, version);
     if (free != 0) return lane;
     is_contended = true;
@@ -251,13 +253,19 @@ template <int kMode>
 HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) {
   const HpsSetTable& table = p.table;
   const uint32_t i = p.indices != 0 ? load_once(pointer<const uint32_t>(p.indices) + number) : number;
-  const uint64_t key = load_once(pointer<const uint64_t>(p.keys) + i);
+  // One lane reads it: lookups may write wanted keys meanwhile, and all lanes must have the same one.
+  uint64_t key = 0;
+  if (lane_id() == 0) key = load_relaxed(pointer<const uint64_t>(p.keys) + i);
+  key = __shfl_sync(kWholeWarp, key, 0);
   const Place place = place_of<kMode>(table, key);
   const bool adds = p.mode == HPS_INSERT_IF_ABSENT || p.mode == HPS_UPSERT;
   if (place.tag_first == 0) {
     totals.refused += adds;
     return;
   }
+  // Many warps may bring the same key, which one of them adds. A look without a lock may be wrong either way: then the key is
+  // brought again, or the lock decides.
+  if (p.mode == HPS_INSERT_IF_ABSENT && find<kMode>(table, key, place) != kNoSlot) return;
   const char* from = nullptr;
   RowStart start{};
   if (p.mode != HPS_ERASE) {

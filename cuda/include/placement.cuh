@@ -75,7 +75,9 @@ HPS_DEVICE Place place_of(const HpsSetTable& table, uint64_t key) {
   } else {
     const uint64_t h = mix64(key);
     place.first = __umulhi(static_cast<uint32_t>(h >> 32), table.num_sets);
-    place.second = __umulhi(static_cast<uint32_t>(h >> 16), table.num_sets);
+    // Any other set, if there is one: a key with one set alone might find no room although the table has some.
+    place.second = __umulhi(static_cast<uint32_t>(h >> 16), table.num_sets - 1);
+    if (place.second >= place.first && table.num_sets > 1) ++place.second;
     const uint32_t tag = static_cast<uint32_t>(h) & 0xffffu;
     place.tag_first = tag == 0 ? 1 : tag;
     place.tag_second = place.tag_first;

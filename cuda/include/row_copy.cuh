@@ -5,7 +5,7 @@
 // `Vec` is the unit of access: uint4 (16 bytes) where rows are multiples of 16, else uint32_t.
 // Copies, for each key i of a warp below kKeys, `row_bytes` bytes from the address `source` of lane (i * 32 / kKeys) to row i
 // of `out`; source 0 copies nothing. `kLanes` lanes work on one row. Each lane calls `after_last_load` once it has read all
-// that it will read, before it writes the last of it; not at all if it reads nothing because rows are short.
+// that it will read, before it writes the last of it.
 template <typename Vec, int kLanes, int kKeys, typename AfterLastLoad>
 HPS_DEVICE void copy_rows(uint64_t source, char* out, uint32_t row_bytes, AfterLastLoad after_last_load) {
   constexpr int kRowsAtOnce = 32 / kLanes;
@@ -38,4 +38,5 @@ HPS_DEVICE void copy_rows(uint64_t source, char* out, uint32_t row_bytes, AfterL
       }
     }
   }
+  if (lane >= num_vectors) after_last_load();
 }

@@ -53,6 +53,7 @@ HPS_DEVICE uint32_t lock_sets(const HpsSetTable& table, const Place& place) {
 HPS_DEVICE void unlock_sets(const HpsSetTable& table, const Place& place, uint32_t version) {
   fence();
   __syncwarp();
+  fence();
   if (lane_id() == 0) unlock_set(table, place.first, version);
   if (lane_id() == 1 && place.first != place.second) unlock_set(table, place.second, version);
 }

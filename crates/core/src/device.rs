@@ -79,14 +79,22 @@ pub trait DeviceTier: Send + Sync {
     /// returns, lookups that start see the new rows. Of a repeated key the last row wins.
     ///
     /// # Errors
-    /// `OutOfMemory` if a whole table has no room; `Device`.
+    /// `OutOfMemory` if a whole table has no room; `Device`. After an error no old row of the keys is served: a cache has
+    /// forgotten them, a whole table refuses lookups.
     fn update(&self, table: TableId, keys: &[Key], rows: Rows<'_>) -> Result<()>;
 
     /// Removes keys; absent ones are ignored.
     ///
     /// # Errors
-    /// `Device`.
+    /// `Device`; what then holds is as for [`Self::update`].
     fn erase(&self, table: TableId, keys: &[Key]) -> Result<()>;
+
+    /// Serves the rows of these keys no more: what the truth holds of them is not known. A cache forgets them, a whole table
+    /// refuses lookups.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn forget(&self, table: TableId, keys: &[Key]) -> Result<()>;
 
     /// Takes rows in while the store is opened or refreshed: a whole table all of them, a cache what there is room for.
     /// Returns false if more would be in vain. No two keys of a call are equal. `snapshot` was taken before the rows were

@@ -110,9 +110,9 @@ pub struct EmbeddingStore {
     walk: Arc<Walk>,
     /// One for each storage table: writes of one table reach all tiers in one order.
     writers: Vec<Mutex<()>>,
-    devices: Vec<Arc<dyn DeviceTier>>,
-    /// None without devices.
+    /// None without devices. Ends before they do.
     fetcher: Option<Fetcher>,
+    devices: Vec<Arc<dyn DeviceTier>>,
 }
 
 impl EmbeddingStore {
@@ -298,11 +298,8 @@ impl EmbeddingStore {
             }),
         });
         self.write_devices(written, |device| match is_written {
-            false => device.erase(table, keys),
-            true => device.update(table, keys, rows).or_else(|failure| {
-                device.erase(table, keys)?;
-                Err(failure)
-            }),
+            false => device.forget(table, keys),
+            true => device.update(table, keys, rows),
         })
     }
 
@@ -314,8 +311,12 @@ impl EmbeddingStore {
         let _one_at_a_time = self.begin_write(table)?;
         let written = self.walk.truth.erase(table, keys);
         self.advance(table, keys)?;
+        let is_written = written.is_ok();
         let written = self.write_caches(written, |cache| cache.erase(table, keys));
-        self.write_devices(written, |device| device.erase(table, keys))
+        self.write_devices(written, |device| match is_written {
+            false => device.forget(table, keys),
+            true => device.erase(table, keys),
+        })
     }
 
     /// Follows a write of the truth up through all caches, whatever fails on the way; returns the first failure.

@@ -282,11 +282,13 @@ impl Device {
     }
 }
 
-/// While this lives, the calling thread's current context is a device's; dropped, it is again what it was.
+/// While this lives, the calling thread's current context is a device's, and its calls do not disturb anybody's capture;
+/// dropped, both are again what they were.
 #[derive(Debug)]
 pub(crate) struct Entered {
     previous: Option<sys::CUcontext>,
     is_changed: bool,
+    _safe: CaptureSafe,
 }
 
 impl Entered {
@@ -294,11 +296,11 @@ impl Entered {
         let failed = |why| plain_error(ordinal, "make its context current", why);
         let previous = result::ctx::get_current().map_err(failed)?;
         if previous == Some(context) {
-            return Ok(Self { previous, is_changed: false });
+            return Ok(Self { previous, is_changed: false, _safe: CaptureSafe::new() });
         }
         // SAFETY: the primary context is never released.
         unsafe { result::ctx::set_current(context) }.map_err(failed)?;
-        Ok(Self { previous, is_changed: true })
+        Ok(Self { previous, is_changed: true, _safe: CaptureSafe::new() })
     }
 }
 

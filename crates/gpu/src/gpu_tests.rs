@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hps_core::device::{DeviceAnswer, DeviceLookup, DeviceTier, MissedKeys};
 use hps_core::key::mix;
-use hps_core::observer::Silent;
+use hps_core::observer::{Observer, Progress};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Key, KeyWidth, Rows, TableId};
 use parking_lot::RwLock;
@@ -45,6 +45,18 @@ fn version_of(key: Key, row: &[u8]) -> Option<u64> {
     (checksum(key, rest) == *last).then_some(u64::from(words[0]))
 }
 
+/// Errors of threads behind the lookups are errors of the test.
+struct Strict;
+
+impl Observer for Strict {
+    fn warn(&self, text: &str) {
+        eprintln!("{text}");
+        std::process::exit(1);
+    }
+    fn info(&self, _: &str) {}
+    fn progress(&self, _: Progress<'_>) {}
+}
+
 /// A tier over a map.
 struct Fixture {
     device: &'static Device,
@@ -69,7 +81,7 @@ impl Fixture {
         let front = FrontSettings { number: 0, storage: TABLE, default_row: vec![0xAB; row_bytes] };
         let clocks: Arc<[UpdateClock]> = Arc::new([UpdateClock::default()]);
         let tier =
-            GpuTier::open(0, vec![settings], vec![front], Arc::clone(&clocks), Arc::new(Silent)).unwrap();
+            GpuTier::open(0, vec![settings], vec![front], Arc::clone(&clocks), Arc::new(Strict)).unwrap();
         let fixture = Self {
             device: Device::open(0).unwrap(),
             tier,
@@ -245,6 +257,7 @@ fn random_sequences_agree_with_a_map() {
         for (name, keys) in [("dense", dense(num_keys)), ("hashed", hashed(num_keys))] {
             for share in [0.0, 0.05, 0.5, 1.0, 2.5] {
                 for row_bytes in [4, 12, 64, 128, 512, 1040] {
+                    println!("{kind:?}, {name} keys, share {share}, rows of {row_bytes}");
                     let fixture = Fixture::open(kind, &keys, share, row_bytes);
                     let mut random = num_keys ^ row_bytes as u64;
                     let mut next = |bound: u64| {
@@ -266,7 +279,10 @@ fn random_sequences_agree_with_a_map() {
                         fixture.check(&asked);
                     }
                     fixture.check(&keys);
-                    let _ = name;
+                    // Enough keys for every kernel.
+                    for times in [4, 10] {
+                        fixture.check(&keys.repeat(times));
+                    }
                 }
             }
         }

@@ -164,8 +164,10 @@ impl Worker {
             };
             match inserted {
                 Ok(event) => self.busy.push((retiring, event)),
-                // Nobody knows what still uses the workspace: it is not used again.
-                Err(error) => first = first.and(Err(error)),
+                Err(error) => {
+                    retiring.workspace.abandon();
+                    first = first.and(Err(error));
+                }
             }
         }
         let mut i = 0;
@@ -201,6 +203,9 @@ impl Worker {
                 chosen.push(i as u32);
             }
         }
+        // A key that was missed many times is brought once.
+        chosen.sort_unstable_by_key(|&i| keys.get(i as usize));
+        chosen.dedup_by_key(|i| keys.get(*i as usize));
         if chosen.is_empty() {
             return Ok(None);
         }
@@ -248,16 +253,11 @@ impl Worker {
 
     /// Waits for what is under way, so that all memory can go.
     fn finish(&mut self) {
-        let Ok(_entered) = self.shared.device.enter() else { return };
         let jobs: Vec<_> = self.queue.waiting.lock().jobs.drain(..).collect();
         self.busy.extend(jobs.into_iter().map(|(retiring, _)| (retiring, None)));
         for (retiring, event) in self.busy.drain(..) {
-            for event in [event.as_ref(), retiring.event.as_ref()].into_iter().flatten() {
-                let _ = event.wait();
-            }
-            while matches!(retiring.is_over(), Ok(false)) && !self.shared.device.is_lost() {
-                std::thread::sleep(POLL);
-            }
+            drop(event);
+            retiring.workspace.abandon();
         }
     }
 }

@@ -42,6 +42,8 @@ pub(crate) struct Missed {
     /// First key in the list whose row is still in the workspace.
     kept: usize,
     has_copied: bool,
+    /// Stands for the lookup's kernel, if the caller does not wait.
+    lookup_event: Option<Event>,
 }
 
 impl Missed {
@@ -69,13 +71,18 @@ impl Missed {
             snapshot: None,
             kept: 0,
             has_copied: false,
+            lookup_event: None,
         }
     }
 
-    /// The caller has got default rows.
-    pub(crate) fn for_later(mut self) -> Self {
+    /// The caller has got default rows. His stream is not touched any more.
+    pub(crate) fn for_later(mut self) -> Result<Self> {
+        let _entered = self.shared.device.enter()?;
+        let event = Event::new(self.shared.device)?;
+        event.record(self.stream())?;
+        self.lookup_event = Some(event);
         self.is_answer = false;
-        self
+        Ok(self)
     }
 
     /// Waits, and decides by the hit rate over unique keys whether the default rows that were written are the answer.
@@ -94,7 +101,7 @@ impl Missed {
             let mut counts = LookupCounts::default();
             counts.missing = num_missed as u64;
             counts.add_hits(TierKind::Gpu, num_hits);
-            return Ok(DeviceAnswer::Later(Box::new(self.for_later()), counts));
+            return Ok(DeviceAnswer::Later(Box::new(self.for_later()?), counts));
         }
         Ok(DeviceAnswer::Missed(Box::new(self)))
     }
@@ -113,8 +120,11 @@ impl Missed {
 
     /// Hands the rows in the workspace to the thread that inserts them; with the workspace.
     fn insert_behind(&mut self) -> Result<()> {
-        let Some(workspace) = self.workspace.take() else { return Ok(()) };
+        if self.workspace.is_none() {
+            return Ok(());
+        }
         let event = self.copies_event()?;
+        let Some(workspace) = self.workspace.take() else { return Ok(()) };
         let retiring = Retiring { workspace, has_answered: self.num_missed.is_some(), event };
         let insertion = self.snapshot.take().filter(|_| self.is_cached).map(|snapshot| Insertion {
             table: self.table,
@@ -143,7 +153,10 @@ impl MissedKeys for Missed {
     fn wait(&mut self) -> Result<(usize, usize)> {
         let num_missed = match self.num_missed {
             Some(num_missed) => num_missed,
-            None => self.workspace()?.wait(self.stream())?,
+            None => self.workspace()?.wait(|| match &self.lookup_event {
+                Some(event) => event.has_passed(),
+                None => self.shared.device.is_idle(self.stream()),
+            })?,
         };
         self.num_missed = Some(num_missed);
         if num_missed == 0
@@ -218,8 +231,11 @@ impl MissedKeys for Missed {
 impl Drop for Missed {
     fn drop(&mut self) {
         self.snapshot = None;
-        // Without an event the workspace is lost, not used again too early.
-        let _ = self.insert_behind();
+        if self.insert_behind().is_err()
+            && let Some(workspace) = self.workspace.take()
+        {
+            workspace.abandon();
+        }
     }
 }
 

@@ -70,7 +70,10 @@ impl Plan {
                 Geometry::with_slots(cache_slots, row_bytes, mode)
             }
         };
-        let mode = |smallest: u64| choose_mode(smallest, settings.largest_key);
+        // A table that holds all rows must be able to take in new keys: ids that grow, within reason.
+        let growth = if kind.holds_all() { KEY_GROWTH } else { 1 };
+        let largest_key = settings.largest_key.map(|key| key.saturating_mul(growth));
+        let mode = |smallest: u64| choose_mode(smallest, largest_key);
         let plan = match kind {
             CacheKind::Dynamic => {
                 Self { first: cache(mode(cache_slots))?, second: None, first_on_host: false }
@@ -111,6 +114,8 @@ impl Plan {
     }
 }
 
+/// Keys up to so many times the largest one can be added to a table that holds all rows.
+const KEY_GROWTH: u64 = 16;
 const WANTED_BYTES: u64 = size_of::<abi::HpsWantedKeys>() as u64;
 
 /// Refuses plans that need more GPU memory than is free, and shows the sum.

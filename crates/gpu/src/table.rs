@@ -1,8 +1,10 @@
 //! One storage table on one GPU: its parts, and modifications of them in the order of one stream.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use hps_core::{Error, ErrorKind, Key, Result};
 
-use crate::abi::{self, HpsDump, HpsModify, HpsModifyResults, HpsSetTable};
+use crate::abi::{self, HpsDump, HpsModify, HpsSetTable};
 use crate::driver::{Device, Stream};
 use crate::geometry::TagMode;
 use crate::memory::DeviceBuffer;
@@ -27,6 +29,10 @@ pub(crate) struct GpuTable {
     first: SetTable,
     second: Option<SetTable>,
     wanted: Option<DeviceBuffer>,
+    /// Rows refused so far, as last read.
+    refused: AtomicU64,
+    /// A table that has to hold all rows does not: lookups would give default rows for keys that have others.
+    is_incomplete: AtomicBool,
 }
 
 /// How a modification treats keys and rows.
@@ -67,7 +73,15 @@ impl GpuTable {
             .is_some()
             .then(|| DeviceBuffer::zeroed(device, size_of::<abi::HpsWantedKeys>() as u64, stream.handle()));
         let wanted = wanted.transpose().map_err(named)?;
-        Ok(Self { mode: plan.first.mode, first, second, wanted, settings })
+        Ok(Self {
+            mode: plan.first.mode,
+            first,
+            second,
+            wanted,
+            refused: AtomicU64::new(0),
+            is_incomplete: AtomicBool::new(false),
+            settings,
+        })
     }
 
     pub(crate) fn mode(&self) -> TagMode {
@@ -196,13 +210,41 @@ impl GpuTable {
         unsafe { device.modify(self.mode, &modify, stream.handle()) }
     }
 
-    /// Sums of what changes did to the cache, or to the table that holds all rows, up to now.
-    pub(crate) fn results(&self, device: &Device, stream: &Stream) -> Result<HpsModifyResults> {
-        let table = match &self.second {
-            Some(second) => second,
-            None => &self.first,
-        };
-        table.results(device, stream)
+    /// Rows that the table which holds all rows, or else the cache, has refused since this was last asked. For the owner of the
+    /// writer.
+    pub(crate) fn newly_refused(&self, device: &Device, stream: &Stream) -> Result<u64> {
+        let table = self.second.as_ref().unwrap_or(&self.first);
+        let refused = table.results(device, stream)?.refused;
+        Ok(refused - self.refused.swap(refused, Ordering::Relaxed).min(refused))
+    }
+
+    /// What the table that holds all rows has room for.
+    pub(crate) fn capacity(&self) -> String {
+        let geometry = self.second.as_ref().unwrap_or(&self.first).geometry();
+        match geometry.key_bound() {
+            0 => format!("{} slots", geometry.num_slots()),
+            bound => format!("{} slots and keys below {bound}", geometry.num_slots()),
+        }
+    }
+
+    /// From now on lookups fail: rows are missing that only this table could give.
+    pub(crate) fn set_incomplete(&self) {
+        self.is_incomplete.store(true, Ordering::Release);
+    }
+
+    /// Fails if rows are missing that only this table could give.
+    pub(crate) fn check_complete(&self) -> Result<()> {
+        if !self.is_incomplete.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::OutOfMemory,
+            format!(
+                "the table on the GPU does not hold all rows any more: a write while the store was open failed, or found no \
+                 room (it was made for {}); close and open the store again",
+                self.capacity()
+            ),
+        ))
     }
 
     /// Rows in GPU memory, or in the host memory of a table that has no cache.

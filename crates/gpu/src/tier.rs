@@ -126,17 +126,24 @@ impl GpuTier {
         self.shared.tables.get(table.index()).map(Option::as_ref).ok_or_else(unknown_table)
     }
 
-    /// Changes a table and waits until lookups see it.
+    /// Changes a table and waits until lookups see it. If that fails, old rows of the keys are not served any more: a cache
+    /// forgets them, a table that has to hold all rows refuses lookups.
     fn change(&self, table: TableId, change: Change, keys: &[Key], rows: Option<Rows<'_>>) -> Result<()> {
         let Some(held) = self.table(table)? else { return Ok(()) };
         let _entered = self.shared.device.enter()?;
         let mut writer = self.shared.writer.lock();
-        writer.change(held, change, keys, rows)?;
-        writer.wait()?;
-        if matches!(change, Change::Update) && held.settings.kind.holds_all() {
-            writer.check_refused(held)?;
+        let holds_all = held.settings.kind.holds_all();
+        let mut changed = writer.change(held, change, keys, rows).and_then(|()| writer.wait());
+        if changed.is_ok() && matches!(change, Change::Update) && holds_all {
+            changed = writer.check_refused(held);
         }
-        Ok(())
+        changed.inspect_err(|_| {
+            let is_forgotten = !holds_all
+                && writer.change(held, Change::Erase, keys, None).and_then(|()| writer.wait()).is_ok();
+            if !is_forgotten {
+                held.set_incomplete();
+            }
+        })
     }
 }
 
@@ -182,6 +189,7 @@ impl DeviceTier for GpuTier {
         let shared = &self.shared;
         let front = shared.front(table)?;
         let held = shared.table(front.storage)?;
+        held.check_complete()?;
         let num_keys = u32::try_from(lookup.num_keys).map_err(|_| {
             Error::new(
                 ErrorKind::InvalidArgument,
@@ -208,7 +216,7 @@ impl DeviceTier for GpuTier {
                  graph; use static or uvm, or keep the lookup out of the captured part",
             ));
         }
-        let mut workspace = shared.pool.take(device, lookup.num_keys, &shared.service.lock())?;
+        let mut workspace = shared.pool.take(device, lookup.num_keys, &shared.service)?;
         let threshold = held.settings.hit_rate_threshold.filter(|&threshold| threshold < 1.0);
         let counts_unique = threshold.is_some_and(|threshold| threshold > 0.0);
         if threshold.is_some() {
@@ -246,7 +254,7 @@ impl DeviceTier for GpuTier {
         match threshold {
             None => Ok(DeviceAnswer::Missed(Box::new(missed))),
             Some(threshold) if threshold > 0.0 => missed.decide(threshold),
-            Some(_) => Ok(DeviceAnswer::Later(Box::new(missed.for_later()), LookupCounts::default())),
+            Some(_) => Ok(DeviceAnswer::Later(Box::new(missed.for_later()?), LookupCounts::default())),
         }
     }
 
@@ -256,6 +264,16 @@ impl DeviceTier for GpuTier {
 
     fn erase(&self, table: TableId, keys: &[Key]) -> Result<()> {
         self.change(table, Change::Erase, keys, None)
+    }
+
+    fn forget(&self, table: TableId, keys: &[Key]) -> Result<()> {
+        match self.table(table)? {
+            Some(held) if held.settings.kind.holds_all() => {
+                held.set_incomplete();
+                Ok(())
+            }
+            _ => self.change(table, Change::Erase, keys, None),
+        }
     }
 
     fn put(&self, table: TableId, keys: &[Key], rows: Rows<'_>, snapshot: &ClockSnapshot) -> Result<bool> {
@@ -333,8 +351,11 @@ impl Drop for GpuTier {
         self.inserter.stop();
         // Nothing that was sent, by us or in streams of callers, may use the memory that goes now. On a lost device nothing runs
         // any more.
-        if let Ok(_entered) = self.shared.device.enter() {
-            let _ = self.shared.device.synchronize();
+        let device = self.shared.device;
+        let has_waited = device.enter().and_then(|_entered| device.synchronize()).is_ok() || device.is_lost();
+        if !has_waited {
+            // Better kept for ever than taken from under a kernel.
+            Box::leak(Box::new(Arc::clone(&self.shared)));
         }
     }
 }

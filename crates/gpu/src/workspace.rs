@@ -87,11 +87,12 @@ impl Workspace {
         if self.places.is_none() {
             self.places = Some(DeviceBuffer::new(self.device, self.capacity as u64 * 8)?);
         }
-        let num_places = (num_keys * 2).next_power_of_two();
+        let num_places = num_keys.saturating_mul(2).next_power_of_two();
         let places = self.places.as_ref().map_or(0, DeviceBuffer::address);
         // SAFETY: at most twice the capacity, 4 bytes each; only this workspace's lookup uses them.
         unsafe { self.device.fill(places, 0, num_places * 4, stream)? };
-        Ok((places, num_places as u32 - 1))
+        // Four billion places at most: the mask of 2^32 places is all ones.
+        Ok((places, (num_places - 1) as u32))
     }
 
     /// Address of the device's counter of distinct keys.
@@ -105,13 +106,24 @@ impl Workspace {
         (word >> 32 == u64::from(self.sequence)).then_some((word & u64::from(u32::MAX)) as usize)
     }
 
+    /// Drops a workspace that kernels may still use: waits for them, or keeps its memory for ever.
+    pub(crate) fn abandon(self) {
+        let has_waited = self.device.is_lost()
+            || self.device.enter().and_then(|_entered| self.device.synchronize()).is_ok()
+            || self.device.is_lost();
+        if !has_waited {
+            Box::leak(Box::new(self));
+        }
+    }
+
     /// The number of distinct keys, if it was asked for and the lookup has ended.
     pub(crate) fn num_unique(&self) -> usize {
         self.list.word(8).map_or(0, |word| word.load(Ordering::Acquire)) as usize
     }
 
-    /// Waits for the word of a lookup that was sent to `stream`. Returns the number of missed keys.
-    pub(crate) fn wait(&self, stream: StreamHandle) -> Result<usize> {
+    /// Waits for the word of a lookup. `has_ended` tells whether its kernel cannot be under way any more. Returns the number of
+    /// missed keys.
+    pub(crate) fn wait(&self, has_ended: impl Fn() -> Result<bool>) -> Result<usize> {
         let started = Instant::now();
         let mut checked = started;
         loop {
@@ -132,7 +144,7 @@ impl Workspace {
             checked = now;
             // A kernel that was ended by an error never writes the word.
             let _entered = self.device.enter()?;
-            if self.device.is_idle(stream)? && self.num_missed().is_none() {
+            if has_ended()? && self.num_missed().is_none() {
                 return Err(Error::new(
                     ErrorKind::Internal,
                     "a lookup on a GPU has ended without telling its misses",
@@ -206,12 +218,12 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A workspace for `num_keys` keys. The device must have been entered.
+    /// A workspace for `num_keys` keys. The device must have been entered; `service` is its stream for such things.
     pub(crate) fn take(
         &self,
         device: &'static Device,
         num_keys: usize,
-        stream: &Stream,
+        service: &Mutex<Stream>,
     ) -> Result<Workspace> {
         let mut free = self.free.lock();
         let fitting = free.iter().enumerate().filter(|(_, workspace)| workspace.capacity >= num_keys);
@@ -219,7 +231,7 @@ impl Pool {
             return Ok(free.swap_remove(index));
         }
         drop(free);
-        Workspace::new(device, num_keys, stream)
+        Workspace::new(device, num_keys, &service.lock())
     }
 
     /// Takes a workspace back whose kernels have all ended.

@@ -69,14 +69,28 @@ impl Writer {
                 "rows of another size or number than the keys'",
             ));
         }
+        // Kernels treat the keys of a launch in any order, so none may come twice.
+        if let Some(last) = last_of_each(keys) {
+            let distinct: Vec<Key> = last.iter().filter_map(|&i| keys.get(i)).copied().collect();
+            let kept = rows.map(|rows| last.iter().filter_map(|&i| rows.get(i)).collect::<Vec<_>>().concat());
+            return self.send_all(table, change, &distinct, kept.as_deref());
+        }
+        self.send_all(table, change, keys, rows.map(|rows| rows.bytes()))
+    }
+
+    fn send_all(
+        &mut self,
+        table: &GpuTable,
+        change: Change,
+        keys: &[Key],
+        rows: Option<&[u8]>,
+    ) -> Result<()> {
+        let row_bytes = table.row_bytes() as usize;
         let at_once = (ROWS_BYTES / row_bytes.max(1)).clamp(1, MAX_KEYS);
-        let mut start = 0;
-        while start < keys.len() {
-            let end = end_of_distinct(keys, start, at_once);
-            let piece = keys.get(start..end).unwrap_or_default();
-            let bytes = rows.and_then(|rows| rows.bytes().get(start * row_bytes..end * row_bytes));
-            self.send(table, change, piece, bytes)?;
-            start = end;
+        for (number, keys) in keys.chunks(at_once).enumerate() {
+            let start = number * at_once * row_bytes;
+            let rows = rows.and_then(|rows| rows.get(start..start + keys.len() * row_bytes));
+            self.send(table, change, keys, rows)?;
         }
         Ok(())
     }
@@ -104,8 +118,10 @@ impl Writer {
             num_keys: keys.len() as u32,
         };
         // SAFETY: the stage keeps keys and rows until its event has passed.
-        unsafe { table.change(self.device, change, batch, &self.stream)? };
-        stage.event.record(self.stream.handle())
+        let sent = unsafe { table.change(self.device, change, batch, &self.stream) };
+        // Whatever failed, the stage must not be written while a kernel reads it.
+        stage.event.record(self.stream.handle()).or_else(|why| self.stream.synchronize().and(Err(why)))?;
+        sent
     }
 
     /// Waits until all changes sent so far are seen by lookups that start.
@@ -113,16 +129,16 @@ impl Writer {
         self.stream.synchronize()
     }
 
-    /// Fails if rows were refused by a table that has to hold them all.
+    /// Fails if rows were refused since the last time by a table that has to hold them all.
     pub(crate) fn check_refused(&self, table: &GpuTable) -> Result<()> {
-        match table.results(self.device, &self.stream)?.refused {
+        match table.newly_refused(self.device, &self.stream)? {
             0 => Ok(()),
             refused => Err(Error::new(
                 ErrorKind::OutOfMemory,
                 format!(
-                    "{refused} rows have no room in the table on the GPU, which was made for {} slots when the store was \
-                     opened; close and open it again",
-                    table.num_slots()
+                    "{refused} rows have no room in the table on the GPU, which was made when the store was opened: for {}; \
+                     close and open the store again",
+                    table.capacity()
                 ),
             )
             .at("table", &table.settings.name)),
@@ -130,18 +146,23 @@ impl Writer {
     }
 }
 
-/// The end of the longest piece from `start` on, of at most `most` keys, in which no key comes twice: kernels treat the keys of
-/// a launch in any order.
-fn end_of_distinct(keys: &[Key], start: usize, most: usize) -> usize {
-    let piece = keys.get(start..).unwrap_or_default();
-    let piece = piece.get(..most).unwrap_or(piece);
-    let mut sorted: Vec<(Key, usize)> = piece.iter().copied().zip(0..).collect();
+/// Positions of the last occurrence of each key, if some key comes more than once.
+fn last_of_each(keys: &[Key]) -> Option<Vec<usize>> {
+    let mut sorted: Vec<(Key, usize)> = keys.iter().copied().zip(0..).collect();
     sorted.sort_unstable();
-    let repeated = sorted.windows(2).filter_map(|pair| match pair {
-        [(a, _), (b, again)] if a == b => Some(*again),
-        _ => None,
-    });
-    start + repeated.min().unwrap_or(piece.len())
+    let is_repeated = |pair: &[(Key, usize)]| matches!(pair, [(a, _), (b, _)] if a == b);
+    if !sorted.windows(2).any(is_repeated) {
+        return None;
+    }
+    let mut last: Vec<usize> = Vec::new();
+    let mut later = None;
+    for &(key, position) in sorted.iter().rev() {
+        if later != Some(key) {
+            last.push(position);
+        }
+        later = Some(key);
+    }
+    Some(last)
 }
 
 fn no_stage() -> Error {
@@ -153,12 +174,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_piece_ends_before_a_key_comes_again() {
-        let keys = [5, 6, 7, 6, 8, 8, 9];
-        assert_eq!(end_of_distinct(&keys, 0, 100), 3);
-        assert_eq!(end_of_distinct(&keys, 3, 100), 5);
-        assert_eq!(end_of_distinct(&keys, 5, 100), 7);
-        assert_eq!(end_of_distinct(&keys, 0, 2), 2);
-        assert_eq!(end_of_distinct(&keys, 6, 1), 7);
+    fn of_a_repeated_key_the_last_position_is_taken() {
+        assert_eq!(last_of_each(&[5, 6, 7]), None);
+        assert_eq!(last_of_each(&[]), None);
+        let mut last = last_of_each(&[5, 6, 7, 6, 8, 8, 5, 9]).unwrap();
+        last.sort_unstable();
+        assert_eq!(last, [2, 3, 5, 6, 7]);
     }
 }

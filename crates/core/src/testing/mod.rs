@@ -12,6 +12,7 @@
     reason = "these are tests, shared between crates"
 )]
 
+mod fake_device;
 mod map_tier;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use crate::row::{Rows, RowsMut};
 use crate::tier::{CacheTier, Held, Promotion, TableSpec, Tier, TruthTier};
 use crate::update_clock::UpdateClock;
 
+pub use fake_device::{Answers, Call, DeviceMemory, FakeDevice, FakeSettings, FakeTable};
 pub use map_tier::{Hook, MapTier};
 
 /// The tables to open a tier with: several sizes of rows, both widths of keys.
