@@ -48,7 +48,7 @@ enum {
   HPS_ERROR_UNSUPPORTED = 8,
   /* A defect of hps itself. */
   HPS_ERROR_INTERNAL = 9,
-  /** A GPU or its driver failed; the text says whether the process must be started again. */
+  /* A GPU or its driver failed; the text says whether the process must be started again. */
   HPS_ERROR_DEVICE = 10
 };
 
@@ -83,6 +83,13 @@ int hps_close_all(void);
  * HPS_ERROR_NOT_FOUND if the store is not open. On success the caller frees *json; on error it is not written.
  */
 int hps_stats(const char* ps_config_file, char** json);
+
+/*
+ * Reads the rows that GPUs hold again from the tiers below and overwrites them there: for changes of a database that did not come
+ * through this process. Lookups go on meanwhile and see each row old or new. Returns when it is done; *keys, unless null, is the
+ * number of keys looked at (0 without GPUs). HPS_ERROR_NOT_FOUND if the store is not open.
+ */
+int hps_refresh(const char* ps_config_file, uint64_t* keys);
 
 /*
  * Writes to *path the canonical path of the configuration file that this name stands for, without opening anything.

@@ -27,6 +27,7 @@ from hps_torch.admin import (  # noqa: E402
     close,
     close_all,
     open,  # noqa: A004 - `hps_torch.open` is the name users expect
+    refresh,
     resolve,
     stats,
     version,
@@ -51,6 +52,7 @@ __all__ = [
     "load_table",
     "lookup",
     "open",
+    "refresh",
     "resolve",
     "save_table",
     "stats",

@@ -144,6 +144,20 @@ def stats(ps_config_file: Path) -> Stats:
     return result
 
 
+def refresh(ps_config_file: Path) -> int:
+    """Reads the rows that GPUs hold again from the tiers below, and overwrites them there.
+
+    For changes of a database that did not come through this process. Lookups go on meanwhile and
+    see each row old or new. Returns the number of keys looked at: 0 without GPUs.
+
+    Raises:
+        HpsError: The store is not open, or a tier failed; what was refreshed before stays.
+    """
+    keys = ctypes.c_uint64()
+    _check(_c.hps_refresh(_encode(ps_config_file), ctypes.byref(keys)))
+    return keys.value
+
+
 def resolve(ps_config_file: Path) -> str:
     """Returns the canonical path of the configuration that a path stands for.
 
@@ -189,6 +203,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "hps_close": ([ctypes.c_char_p], ctypes.c_int),
         "hps_close_all": ([], ctypes.c_int),
         "hps_stats": ([ctypes.c_char_p, string_out], ctypes.c_int),
+        "hps_refresh": ([ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint64)], ctypes.c_int),
         "hps_resolve": ([ctypes.c_char_p, string_out], ctypes.c_int),
         "hps_free_string": ([ctypes.c_void_p], None),
     }

@@ -52,6 +52,7 @@ void errors(const std::string& library) {
   REQUIRE(std::strcmp(api.last_error(), "") == 0);
   REQUIRE(api.open(missing.c_str()) != HPS_OK && says(api, "missing.json"));
   REQUIRE(api.stats(config.c_str(), &text) == HPS_ERROR_NOT_FOUND && text == nullptr);
+  REQUIRE(api.refresh(config.c_str(), nullptr) == HPS_ERROR_NOT_FOUND);
   REQUIRE(api.close(config.c_str()) == HPS_ERROR_NOT_FOUND);
   REQUIRE(api.resolve(missing.c_str(), &text) != HPS_OK && text == nullptr && says(api, "missing.json"));
 
@@ -85,6 +86,8 @@ void null_arguments(const std::string& library) {
   REQUIRE(api.stats(nullptr, &text) == HPS_ERROR_INVALID_ARGUMENT);
   REQUIRE(api.stats(config.c_str(), nullptr) == HPS_ERROR_INVALID_ARGUMENT);
   REQUIRE(api.resolve(config.c_str(), nullptr) == HPS_ERROR_INVALID_ARGUMENT);
+  REQUIRE(api.refresh(nullptr, nullptr) == HPS_ERROR_INVALID_ARGUMENT);
+  REQUIRE(api.refresh(config.c_str(), nullptr) == HPS_OK);
   REQUIRE(api.lookup(config.c_str(), nullptr, 0, kDim, &key, 64, 1, rows) == HPS_ERROR_INVALID_ARGUMENT);
   REQUIRE(api.lookup(config.c_str(), "m", 0, kDim, nullptr, 64, 1, rows) == HPS_ERROR_INVALID_ARGUMENT);
   REQUIRE(api.lookup(config.c_str(), "m", 0, kDim, &key, 64, 1, nullptr) == HPS_ERROR_INVALID_ARGUMENT);

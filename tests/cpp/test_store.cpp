@@ -32,6 +32,7 @@ Api::Api(const std::string& library) {
   find(handle, "hps_close", close);
   find(handle, "hps_close_all", close_all);
   find(handle, "hps_stats", stats);
+  find(handle, "hps_refresh", refresh);
   find(handle, "hps_resolve", resolve);
   find(handle, "hps_lookup", lookup);
   find(handle, "hps_free_string", free_string);

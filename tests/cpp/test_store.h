@@ -17,6 +17,7 @@ struct Api {
   decltype(&hps_close) close;
   decltype(&hps_close_all) close_all;
   decltype(&hps_stats) stats;
+  decltype(&hps_refresh) refresh;
   decltype(&hps_resolve) resolve;
   decltype(&hps_lookup) lookup;
   decltype(&hps_free_string) free_string;

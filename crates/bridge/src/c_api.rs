@@ -116,6 +116,20 @@ unsafe extern "C" fn hps_stats(ps_config_file: *const c_char, json: *mut *mut c_
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn hps_refresh(ps_config_file: *const c_char, keys: *mut u64) -> c_int {
+    call(|| {
+        // SAFETY: the caller's promise, in hps.h.
+        let name = unsafe { argument("ps_config_file", ps_config_file) }?;
+        let num_keys = registry().open_store(name)?.store.refresh_devices()?;
+        if !keys.is_null() {
+            // SAFETY: not null; the caller promises that it may be written.
+            unsafe { keys.write(num_keys) };
+        }
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn hps_resolve(ps_config_file: *const c_char, path: *mut *mut c_char) -> c_int {
     call(|| {
         // SAFETY: the caller's promise, in hps.h.

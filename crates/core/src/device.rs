@@ -98,11 +98,32 @@ pub trait DeviceTier: Send + Sync {
 
     /// Takes rows in while the store is opened or refreshed: a whole table all of them, a cache what there is room for.
     /// Returns false if more would be in vain. No two keys of a call are equal. `snapshot` was taken before the rows were
-    /// read: rows of keys that were written since are left out.
+    /// read: rows of keys that were written since are not taken, and these keys are appended to `left_out`.
     ///
     /// # Errors
     /// As [`Self::update`].
-    fn put(&self, table: TableId, keys: &[Key], rows: Rows<'_>, snapshot: &ClockSnapshot) -> Result<bool>;
+    fn put(
+        &self,
+        table: TableId,
+        keys: &[Key],
+        rows: Rows<'_>,
+        snapshot: &ClockSnapshot,
+        left_out: &mut Vec<Key>,
+    ) -> Result<bool>;
+
+    /// Overwrites rows that are held, and removes the keys at the positions `missing` (ascending), which no tier below holds.
+    /// `snapshot` was taken before the rows were read: keys that were written since are left alone.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    fn refresh(
+        &self,
+        table: TableId,
+        keys: &[Key],
+        rows: Rows<'_>,
+        missing: &[u32],
+        snapshot: &ClockSnapshot,
+    ) -> Result<()>;
 
     /// How many rows of a table it wants to be given: all (None), or the hottest so many.
     fn wants(&self, table: TableId) -> Option<u64>;

@@ -158,8 +158,11 @@ impl Shared {
 
     fn fetch(&self, table: usize, missed: &mut dyn MissedKeys) -> Result<()> {
         let table = self.tables.get(table).ok_or_else(out_of_range)?;
-        missed.wait()?;
         // The lookup was counted when it was answered: what is found now is for those to come.
-        self.walk.fetch(table, missed).map(drop)
+        missed
+            .wait()
+            .and_then(|_| self.walk.fetch(table, missed))
+            .map(drop)
+            .map_err(|error| table.name_in(error))
     }
 }

@@ -29,16 +29,24 @@ impl EmbeddingStore {
         observer: &dyn Observer,
     ) -> Result<()> {
         for device in self.devices() {
-            for (number, table) in self.tables().iter().enumerate() {
-                let is_first =
-                    self.tables().iter().position(|other| other.storage() == table.storage()) == Some(number);
-                if is_first && device.serves(number) {
-                    let filling = Filling { store: self, device, table, observer };
-                    filling.fill(hottest).map_err(|error| table.name_in(error))?;
-                }
+            for table in self.served_storages(device) {
+                let filling = Filling { store: self, device, table, observer };
+                filling.fill(hottest).map_err(|error| table.name_in(error))?;
             }
         }
         Ok(())
+    }
+
+    /// A table for each storage table that a device serves: the first of those that share it.
+    pub(crate) fn served_storages<'s>(
+        &'s self,
+        device: &'s dyn DeviceTier,
+    ) -> impl Iterator<Item = &'s Table> {
+        let served = move || self.tables().iter().enumerate().filter(|(number, _)| device.serves(*number));
+        served().filter_map(move |(number, table)| {
+            let first = served().find(|(_, other)| other.storage() == table.storage());
+            (first.map(|(first, _)| first) == Some(number)).then_some(table)
+        })
     }
 }
 
@@ -107,18 +115,10 @@ impl Filling<'_> {
         let mut piece = Piece { keys: Vec::new(), rows: Vec::new() };
         let mut done = 0;
         for keys in keys.chunks(at_once) {
+            // Of a key that comes again, the first place counts.
+            let new: Vec<Key> = keys.iter().copied().filter(|&key| seen.insert(key)).collect();
             let snapshot = self.store.clock(storage)?.snapshot();
-            let mut bytes = vec![0; keys.len() * row_bytes];
-            let mut rows = RowsMut::from_bytes(&mut bytes, row_bytes).ok_or_else(uneven)?;
-            let missing = self.store.walk().lookup(self.table, keys, &mut rows)?.missing;
-            let mut missing = missing.iter().peekable();
-            for (i, (&key, row)) in keys.iter().zip(bytes.chunks_exact(row_bytes)).enumerate() {
-                // Keys that are gone, or come twice, are left out.
-                if missing.next_if_eq(&&(i as u32)).is_none() && seen.insert(key) {
-                    piece.keys.push(key);
-                    piece.rows.extend_from_slice(row);
-                }
-            }
+            (piece.keys, piece.rows) = self.read(&new)?;
             let goes_on = self.put(&mut piece, &snapshot)?;
             done += keys.len() as u64;
             self.progress(done, done + 1);
@@ -134,11 +134,39 @@ impl Filling<'_> {
         if piece.keys.is_empty() {
             return Ok(true);
         }
-        let rows = Rows::new(&piece.rows, self.table.row_bytes()).ok_or_else(uneven)?;
-        let goes_on = self.device.put(self.table.storage(), &piece.keys, rows, snapshot)?;
+        let row_bytes = self.table.row_bytes();
+        let rows = Rows::new(&piece.rows, row_bytes).ok_or_else(uneven)?;
+        let storage = self.table.storage();
+        let mut left_out = Vec::new();
+        let mut goes_on = self.device.put(storage, &piece.keys, rows, snapshot, &mut left_out)?;
+        // Keys that may have been written since they were read are read again: a whole table must not lack them.
+        while goes_on && !left_out.is_empty() {
+            let keys = std::mem::take(&mut left_out);
+            let snapshot = self.store.clock(storage)?.snapshot();
+            let (keys, bytes) = self.read(&keys)?;
+            let rows = Rows::new(&bytes, row_bytes).ok_or_else(uneven)?;
+            goes_on = self.device.put(storage, &keys, rows, &snapshot, &mut left_out)?;
+        }
         piece.keys.clear();
         piece.rows.clear();
         Ok(goes_on)
+    }
+
+    /// Reads rows from the tiers below: of those keys that have one.
+    fn read(&self, keys: &[Key]) -> Result<(Vec<Key>, Vec<u8>)> {
+        let row_bytes = self.table.row_bytes();
+        let mut bytes = vec![0; keys.len() * row_bytes];
+        let mut rows = RowsMut::from_bytes(&mut bytes, row_bytes).ok_or_else(uneven)?;
+        let missing = self.store.walk().lookup(self.table, keys, &mut rows)?.missing;
+        let mut missing = missing.iter().peekable();
+        let mut found = (Vec::new(), Vec::new());
+        for (i, (&key, row)) in keys.iter().zip(bytes.chunks_exact(row_bytes)).enumerate() {
+            if missing.next_if_eq(&&(i as u32)).is_none() {
+                found.0.push(key);
+                found.1.extend_from_slice(row);
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -11,7 +11,7 @@
 //!   |-- default row                                    for keys that are in no tier, and counted
 //!   `-- promoter.rs                                    rows found below move up, unless written since
 //! opening                                load.rs       model files -> truth, once; truth -> caches
-//!                                        fill_devices.rs   truth -> GPUs
+//!                                        fill_devices.rs   truth -> GPUs; refresh.rs: again, while lookups go on
 //! ```
 //!
 //! Words: a **table** is keys that share one size of rows; a **row** is the bytes of one embedding vector; a **hit**
@@ -32,6 +32,7 @@ pub mod model_files;
 pub mod observer;
 mod promoter;
 mod record;
+mod refresh;
 pub mod row;
 pub mod stats;
 pub mod store;

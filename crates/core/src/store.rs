@@ -205,7 +205,8 @@ impl EmbeddingStore {
                 ),
             ));
         }
-        let counts = self.walk.lookup(table, keys, rows)?.counts;
+        let walked = self.walk.lookup(table, keys, rows).map_err(|error| table.name_in(error))?;
+        let counts = walked.counts;
         table.counters.add(&counts);
         Ok(counts)
     }
@@ -335,11 +336,12 @@ impl EmbeddingStore {
 
     /// Waits until every row that a finished lookup offered for promotion, or left for later, was taken in or dropped.
     pub fn drain_promotions(&self) {
-        if let Some(promoter) = &self.walk.promoter {
-            promoter.drain();
-        }
+        // What is fetched for devices is offered to the promoter.
         if let Some(fetcher) = &self.fetcher {
             fetcher.drain();
+        }
+        if let Some(promoter) = &self.walk.promoter {
+            promoter.drain();
         }
     }
 

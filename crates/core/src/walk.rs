@@ -32,13 +32,13 @@ pub(crate) struct Walked {
 }
 
 impl Walk {
-    /// Any number of keys: see [`Self::walk`].
+    /// Any number of keys: see [`Self::walk`]. Errors do not name the table yet.
     pub(crate) fn lookup(&self, table: &Table, keys: &[Key], rows: &mut RowsMut<'_>) -> Result<Walked> {
         let mut all = Walked::default();
         for (i, keys) in keys.chunks(MAX_BATCH_KEYS).enumerate() {
             let start = i * MAX_BATCH_KEYS;
             let mut rows = rows.slice(start, start + keys.len()).ok_or_else(out_of_range)?;
-            let walked = self.walk(table, keys, &mut rows).map_err(|error| table.name_in(error))?;
+            let walked = self.walk(table, keys, &mut rows)?;
             all.counts += walked.counts;
             if all.missing.is_empty() && start == 0 {
                 all.missing = walked.missing;

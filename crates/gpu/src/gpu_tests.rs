@@ -98,7 +98,10 @@ impl Fixture {
         let most = self.tier.wants(TABLE).map_or(keys.len(), |most| most as usize).min(keys.len());
         for keys in keys[..most].chunks(10_000) {
             let rows: Vec<u8> = keys.iter().flat_map(|&key| row(key, 0, self.row_bytes)).collect();
-            self.tier.put(TABLE, keys, Rows::new(&rows, self.row_bytes).unwrap(), &snapshot).unwrap();
+            let rows = Rows::new(&rows, self.row_bytes).unwrap();
+            let mut left_out = Vec::new();
+            self.tier.put(TABLE, keys, rows, &snapshot, &mut left_out).unwrap();
+            assert!(left_out.is_empty());
         }
     }
 
@@ -170,6 +173,18 @@ impl Fixture {
         self.truth.write().extend(keys.iter().map(|&key| (key, version)));
         self.clocks[0].advance(keys);
         self.tier.update(TABLE, keys, Rows::new(&rows, self.row_bytes).unwrap()).unwrap();
+    }
+
+    fn refresh(&self) {
+        let keys = self.tier.resident_keys(TABLE).unwrap();
+        let snapshot = self.clocks[0].snapshot();
+        let rows: Vec<u8> = keys.iter().flat_map(|&key| self.expected(key)).collect();
+        let truth = self.truth.read();
+        let missing: Vec<u32> =
+            (0..keys.len() as u32).filter(|&i| !truth.contains_key(&keys[i as usize])).collect();
+        drop(truth);
+        let rows = Rows::new(&rows, self.row_bytes).unwrap();
+        self.tier.refresh(TABLE, &keys, rows, &missing, &snapshot).unwrap();
     }
 
     fn erase(&self, keys: &[Key]) {
@@ -268,7 +283,8 @@ fn random_sequences_agree_with_a_map() {
                         let some = |next: &mut dyn FnMut(u64) -> u64, n: u64| -> Vec<Key> {
                             (0..n).map(|_| keys[next(num_keys) as usize]).collect()
                         };
-                        match next(4) {
+                        match next(6) {
+                            4 => fixture.refresh(),
                             0 => fixture.update(&some(&mut next, 300), step),
                             1 => fixture.erase(&some(&mut next, 50)),
                             _ => {}

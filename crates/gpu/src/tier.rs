@@ -1,5 +1,6 @@
 //! The tier of one GPU: all tables of a store that are deployed on it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -126,6 +127,41 @@ impl GpuTier {
         self.shared.tables.get(table.index()).map(Option::as_ref).ok_or_else(unknown_table)
     }
 
+    /// Those of `keys` that were not written since `snapshot`. For who holds the writer.
+    fn current<'r>(
+        &self,
+        table: TableId,
+        keys: &[Key],
+        rows: Rows<'r>,
+        missing: &[u32],
+        snapshot: &ClockSnapshot,
+    ) -> Result<Current<'r>> {
+        let clock = self.shared.clocks.get(table.index()).ok_or_else(unknown_table)?;
+        if missing.is_empty() && keys.iter().all(|&key| clock.is_current(key, snapshot)) {
+            return Ok(Current {
+                keys: keys.to_vec(),
+                bytes: Cow::Borrowed(rows.bytes()),
+                ..Current::new(rows)
+            });
+        }
+        let mut current = Current::new(rows);
+        let mut bytes = Vec::new();
+        let mut missing = missing.iter().peekable();
+        for (i, (&key, row)) in keys.iter().zip(rows.iter()).enumerate() {
+            let is_missing = missing.next_if_eq(&&(i as u32)).is_some();
+            if !clock.is_current(key, snapshot) {
+                current.stale.push(key);
+            } else if is_missing {
+                current.missing.push(key);
+            } else {
+                current.keys.push(key);
+                bytes.extend_from_slice(row);
+            }
+        }
+        current.bytes = Cow::Owned(bytes);
+        Ok(current)
+    }
+
     /// Changes a table and waits until lookups see it. If that fails, old rows of the keys are not served any more: a cache
     /// forgets them, a table that has to hold all rows refuses lookups.
     fn change(&self, table: TableId, change: Change, keys: &[Key], rows: Option<Rows<'_>>) -> Result<()> {
@@ -144,6 +180,27 @@ impl GpuTier {
                 held.set_incomplete();
             }
         })
+    }
+}
+
+/// Keys by what is to be done about them.
+struct Current<'r> {
+    row_bytes: usize,
+    keys: Vec<Key>,
+    bytes: Cow<'r, [u8]>,
+    missing: Vec<Key>,
+    stale: Vec<Key>,
+}
+
+impl Current<'_> {
+    fn new(rows: Rows<'_>) -> Self {
+        let row_bytes = rows.row_bytes();
+        Self { row_bytes, keys: Vec::new(), bytes: Cow::default(), missing: Vec::new(), stale: Vec::new() }
+    }
+
+    fn rows(&self) -> Result<Rows<'_>> {
+        Rows::new(&self.bytes, self.row_bytes)
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "rows that are no whole number"))
     }
 }
 
@@ -276,25 +333,44 @@ impl DeviceTier for GpuTier {
         }
     }
 
-    fn put(&self, table: TableId, keys: &[Key], rows: Rows<'_>, snapshot: &ClockSnapshot) -> Result<bool> {
+    fn put(
+        &self,
+        table: TableId,
+        keys: &[Key],
+        rows: Rows<'_>,
+        snapshot: &ClockSnapshot,
+        left_out: &mut Vec<Key>,
+    ) -> Result<bool> {
         let Some(held) = self.table(table)? else { return Ok(false) };
-        let clock = self.shared.clocks.get(table.index()).ok_or_else(unknown_table)?;
         let _entered = self.shared.device.enter()?;
         let mut writer = self.shared.writer.lock();
         // In the order of writes: whoever writes the keys later overwrites what is put here.
-        if keys.iter().all(|&key| clock.is_current(key, snapshot)) {
-            writer.change(held, Change::Put, keys, Some(rows))?;
-        } else {
-            for (i, key) in keys.iter().enumerate().filter(|(_, key)| clock.is_current(**key, snapshot)) {
-                let row = rows.get(i).and_then(|row| Rows::new(row, rows.row_bytes()));
-                writer.change(held, Change::Put, std::slice::from_ref(key), row)?;
-            }
-        }
+        let current = self.current(table, keys, rows, &[], snapshot)?;
+        left_out.extend(&current.stale);
+        writer.change(held, Change::Put, &current.keys, Some(current.rows()?))?;
         if held.settings.kind.holds_all() {
             writer.wait()?;
             writer.check_refused(held)?;
         }
         Ok(true)
+    }
+
+    fn refresh(
+        &self,
+        table: TableId,
+        keys: &[Key],
+        rows: Rows<'_>,
+        missing: &[u32],
+        snapshot: &ClockSnapshot,
+    ) -> Result<()> {
+        let Some(held) = self.table(table)? else { return Ok(()) };
+        let _entered = self.shared.device.enter()?;
+        let mut writer = self.shared.writer.lock();
+        // In the order of writes, as above.
+        let current = self.current(table, keys, rows, missing, snapshot)?;
+        writer.change(held, Change::Update, &current.keys, Some(current.rows()?))?;
+        writer.change(held, Change::Erase, &current.missing, None)?;
+        writer.wait()
     }
 
     fn wants(&self, table: TableId) -> Option<u64> {

@@ -164,14 +164,19 @@ impl Shared {
         rows: impl Iterator<Item = (Key, &'r [u8])>,
         snapshot: &ClockSnapshot,
         overwrites: bool,
+        left_out: &mut Vec<Key>,
     ) -> Result<bool> {
         let clock = self.clocks.get(storage.index()).ok_or_else(unknown_table)?;
         // The clock is read under the lock that writes take.
         let mut state = self.state.lock();
         let held = state.held.entry(storage).or_default();
-        for (key, row) in rows.filter(|(key, _)| clock.is_current(*key, snapshot)) {
-            let is_held = held.rows.contains_key(&key);
-            if if is_held { overwrites } else { self.has_room(held) } {
+        for (key, row) in rows {
+            if !clock.is_current(key, snapshot) {
+                left_out.push(key);
+                continue;
+            }
+            let is_taken = if held.rows.contains_key(&key) { overwrites } else { self.has_room(held) };
+            if is_taken {
                 held.rows.insert(key, row.to_vec());
             }
         }
@@ -237,7 +242,10 @@ impl DeviceTier for FakeDevice {
                 *state.counts.entry(table).or_default() += counts;
             }
         }
-        let missed = FakeMissed {
+        if answers == Answers::Enqueued {
+            return Ok(DeviceAnswer::Enqueued);
+        }
+        let missed = Box::new(FakeMissed {
             shared: Arc::clone(shared),
             storage: front.storage,
             row_bytes,
@@ -248,16 +256,14 @@ impl DeviceTier for FakeDevice {
             start: 0,
             piece: 0,
             rows: Vec::new(),
-        };
-        match answers {
-            Answers::Missed => Ok(DeviceAnswer::Missed(Box::new(missed))),
-            Answers::Later => Ok(DeviceAnswer::Later(Box::new(missed), counts)),
-            Answers::LaterUncounted => Ok(DeviceAnswer::Later(Box::new(missed), LookupCounts::default())),
-            Answers::Enqueued => {
-                missed.abandon();
-                Ok(DeviceAnswer::Enqueued)
+        });
+        Ok(match answers {
+            Answers::Missed => DeviceAnswer::Missed(missed),
+            Answers::Later => DeviceAnswer::Later(missed, counts),
+            Answers::LaterUncounted | Answers::Enqueued => {
+                DeviceAnswer::Later(missed, LookupCounts::default())
             }
-        }
+        })
     }
 
     fn update(&self, table: TableId, keys: &[Key], rows: Rows<'_>) -> Result<()> {
@@ -298,11 +304,46 @@ impl DeviceTier for FakeDevice {
         begun
     }
 
-    fn put(&self, table: TableId, keys: &[Key], rows: Rows<'_>, snapshot: &ClockSnapshot) -> Result<bool> {
+    fn put(
+        &self,
+        table: TableId,
+        keys: &[Key],
+        rows: Rows<'_>,
+        snapshot: &ClockSnapshot,
+        left_out: &mut Vec<Key>,
+    ) -> Result<bool> {
         let Some(row_bytes) = self.shared.row_bytes(table) else { return Ok(false) };
         check_rows(keys, rows, row_bytes)?;
         self.shared.begin("put", table.index(), keys)?;
-        self.shared.take_in(table, keys.iter().copied().zip(rows.iter()), snapshot, true)
+        self.shared.take_in(table, keys.iter().copied().zip(rows.iter()), snapshot, true, left_out)
+    }
+
+    fn refresh(
+        &self,
+        table: TableId,
+        keys: &[Key],
+        rows: Rows<'_>,
+        missing: &[u32],
+        snapshot: &ClockSnapshot,
+    ) -> Result<()> {
+        let Some(row_bytes) = self.shared.row_bytes(table) else { return Ok(()) };
+        check_rows(keys, rows, row_bytes)?;
+        self.shared.begin("refresh", table.index(), keys)?;
+        let clock = self.shared.clocks.get(table.index()).ok_or_else(unknown_table)?;
+        // The clock is read under the lock that writes take.
+        let mut state = self.shared.state.lock();
+        let held = state.held.entry(table).or_default();
+        for (i, (key, row)) in keys.iter().zip(rows.iter()).enumerate() {
+            if !clock.is_current(*key, snapshot) {
+                continue;
+            }
+            if missing.contains(&(i as u32)) {
+                held.rows.remove(key);
+            } else if let Some(old) = held.rows.get_mut(key) {
+                *old = row.to_vec();
+            }
+        }
+        Ok(())
     }
 
     fn wants(&self, table: TableId) -> Option<u64> {
@@ -347,13 +388,6 @@ struct FakeMissed {
     rows: Vec<u8>,
 }
 
-impl FakeMissed {
-    /// Nobody was asked for the rows.
-    fn abandon(mut self) {
-        self.start = self.keys.len();
-    }
-}
-
 impl MissedKeys for FakeMissed {
     fn wait(&mut self) -> Result<(usize, usize)> {
         self.shared.begin("wait", self.storage.index(), &self.keys)?;
@@ -392,7 +426,7 @@ impl MissedKeys for FakeMissed {
         }
         let rows = keys.iter().copied().zip(self.rows.chunks(self.row_bytes)).enumerate();
         let found = rows.filter(|(i, _)| missing.binary_search(&(*i as u32)).is_err()).map(|(_, row)| row);
-        self.shared.take_in(self.storage, found, snapshot, false)?;
+        self.shared.take_in(self.storage, found, snapshot, false, &mut Vec::new())?;
         (self.start, self.piece) = (end, 0);
         Ok(())
     }

@@ -1,0 +1,48 @@
+//! Reading what a device holds again from the tiers below, piece by piece, while lookups go on.
+
+use crate::device::DeviceTier;
+use crate::error::{Error, ErrorKind, Result};
+use crate::row::{Rows, RowsMut};
+use crate::store::{EmbeddingStore, Table};
+
+/// Rows that are read at a time.
+const PIECE_BYTES: usize = 4 << 20;
+
+impl EmbeddingStore {
+    /// Overwrites the rows that GPUs hold with those of the tiers below, and removes keys that these do not hold: for changes of
+    /// a database that did not come through this store. Lookups and writes go on meanwhile; each row is seen old or new. Returns
+    /// how many keys were looked at.
+    ///
+    /// # Errors
+    /// Whatever the tiers report. What was refreshed before stays.
+    pub fn refresh_devices(&self) -> Result<u64> {
+        let mut num_keys = 0;
+        for device in self.devices() {
+            for table in self.served_storages(device) {
+                num_keys += self.refresh(device, table).map_err(|error| table.name_in(error))?;
+            }
+        }
+        Ok(num_keys)
+    }
+
+    fn refresh(&self, device: &dyn DeviceTier, table: &Table) -> Result<u64> {
+        let storage = table.storage();
+        let row_bytes = table.row_bytes();
+        let resident = device.resident_keys(storage)?;
+        let mut bytes = Vec::new();
+        for keys in resident.chunks((PIECE_BYTES / row_bytes.max(1)).max(1)) {
+            // Before anything is read below: see update_clock.rs.
+            let snapshot = self.clock(storage)?.snapshot();
+            bytes.resize(keys.len() * row_bytes, 0);
+            let mut rows = RowsMut::from_bytes(&mut bytes, row_bytes).ok_or_else(uneven)?;
+            let missing = self.walk().lookup(table, keys, &mut rows)?.missing;
+            let rows = Rows::new(&bytes, row_bytes).ok_or_else(uneven)?;
+            device.refresh(storage, keys, rows, &missing, &snapshot)?;
+        }
+        Ok(resident.len() as u64)
+    }
+}
+
+fn uneven() -> Error {
+    Error::new(ErrorKind::Internal, "a buffer is no whole number of rows")
+}
