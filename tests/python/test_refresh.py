@@ -13,7 +13,9 @@ def test_without_gpus_no_key_is_looked_at(make_store: StoreMaker, tiers: str):
     before = store.lookup(torch.arange(100))
 
     assert hps_torch.refresh(store.path) == 0
-    assert torch.equal(store.lookup(torch.arange(100)), before)
+    # As integers: tables hold NaN too.
+    after = store.lookup(torch.arange(100))
+    assert torch.equal(after.view(torch.int32), before.view(torch.int32))
 
 
 def test_a_store_that_is_not_open_is_an_error(make_store: StoreMaker):

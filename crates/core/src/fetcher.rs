@@ -2,15 +2,11 @@
 //!
 //! A lookup never waits for it: what the queue has no room for is not fetched this time.
 
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use parking_lot::{Condvar, Mutex};
-
+use crate::background::Background;
 use crate::device::MissedKeys;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::observer::Observer;
 use crate::stats::LookupCounts;
 use crate::store::Table;
@@ -49,120 +45,37 @@ impl Walk {
     }
 }
 
-type Job = (usize, Box<dyn MissedKeys>);
-
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Job>,
-    is_busy: bool,
-    is_closed: bool,
-}
-
-struct Shared {
-    queue: Mutex<Queue>,
-    changed: Condvar,
-    walk: Arc<Walk>,
-    tables: Arc<[Table]>,
-    observer: Arc<dyn Observer>,
-}
-
-/// Owns the thread; dropping it ends the thread and drops what is queued.
+/// See the module.
 pub(crate) struct Fetcher {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    background: Background<(usize, Box<dyn MissedKeys>)>,
 }
 
 impl Fetcher {
     pub(crate) fn start(walk: Arc<Walk>, tables: Arc<[Table]>, observer: Arc<dyn Observer>) -> Result<Self> {
-        let shared =
-            Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), walk, tables, observer });
-        let for_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("hps-fetch".into())
-            .spawn(move || for_thread.run())
-            .map_err(|why| {
-                Error::new(ErrorKind::OutOfMemory, "cannot start the thread that fetches rows for GPUs")
-                    .caused_by(why)
-            })?;
-        Ok(Self { shared, thread: Some(thread) })
+        let fetch = move |(table, mut missed): (usize, Box<dyn MissedKeys>)| {
+            let table = tables.get(table).ok_or_else(out_of_range)?;
+            // The lookup was counted when it was answered: what is found now is for those to come.
+            let fetched = missed.wait().and_then(|_| walk.fetch(table, missed.as_mut()));
+            fetched.map(drop).map_err(|error| table.name_in(error))
+        };
+        Ok(Self { background: Background::start("hps-fetch", "fetched for a GPU", observer, fetch)? })
     }
 
     /// Queues what a lookup of a table missed; if the queue is full, what waits longest is given up.
     pub(crate) fn offer(&self, table: usize, missed: Box<dyn MissedKeys>) {
-        let mut queue = self.shared.queue.lock();
-        let given_up = if queue.waiting.len() >= MAX_WAITING { queue.waiting.pop_front() } else { None };
-        queue.waiting.push_back((table, missed));
-        drop(queue);
-        self.shared.changed.notify_all();
-        drop(given_up);
+        let mut given_up = None;
+        let refused = self.background.offer((table, missed), |waiting| {
+            if waiting.len() >= MAX_WAITING {
+                given_up = waiting.pop_front();
+            }
+            true
+        });
+        // Neither is dropped while the queue is locked: buffers go back to a device then.
+        drop((given_up, refused));
     }
 
     /// Waits until everything offered so far was fetched.
     pub(crate) fn drain(&self) {
-        let mut queue = self.shared.queue.lock();
-        while (queue.is_busy || !queue.waiting.is_empty()) && !queue.is_closed {
-            self.shared.changed.wait(&mut queue);
-        }
-    }
-}
-
-impl Drop for Fetcher {
-    fn drop(&mut self) {
-        let waiting = {
-            let mut queue = self.shared.queue.lock();
-            queue.is_closed = true;
-            std::mem::take(&mut queue.waiting)
-        };
-        drop(waiting);
-        self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            self.shared
-                .observer
-                .warn("the thread that fetches rows for GPUs had panicked; this is a bug in hps");
-        }
-    }
-}
-
-impl Shared {
-    fn run(&self) {
-        while let Some((table, mut missed)) = self.next() {
-            // A panic here must not end the thread silently, let alone the process.
-            match catch_unwind(AssertUnwindSafe(|| self.fetch(table, missed.as_mut()))) {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => self.observer.warn(&format!("rows were not fetched for a GPU: {error}")),
-                Err(_) => {
-                    self.observer.warn("rows were not fetched for a GPU: a panic; this is a bug in hps")
-                }
-            }
-        }
-    }
-
-    /// Waits for work; None when the fetcher is closed.
-    fn next(&self) -> Option<Job> {
-        let mut queue = self.queue.lock();
-        queue.is_busy = false;
-        self.changed.notify_all();
-        loop {
-            if queue.is_closed {
-                return None;
-            }
-            if let Some(job) = queue.waiting.pop_front() {
-                queue.is_busy = true;
-                return Some(job);
-            }
-            self.changed.wait(&mut queue);
-        }
-    }
-
-    fn fetch(&self, table: usize, missed: &mut dyn MissedKeys) -> Result<()> {
-        let table = self.tables.get(table).ok_or_else(out_of_range)?;
-        // The lookup was counted when it was answered: what is found now is for those to come.
-        missed
-            .wait()
-            .and_then(|_| self.walk.fetch(table, missed))
-            .map(drop)
-            .map_err(|error| table.name_in(error))
+        self.background.drain();
     }
 }

@@ -144,6 +144,9 @@ impl Filling<'_> {
             let keys = std::mem::take(&mut left_out);
             let snapshot = self.store.clock(storage)?.snapshot();
             let (keys, bytes) = self.read(&keys)?;
+            if keys.is_empty() {
+                break;
+            }
             let rows = Rows::new(&bytes, row_bytes).ok_or_else(uneven)?;
             goes_on = self.device.put(storage, &keys, rows, &snapshot, &mut left_out)?;
         }

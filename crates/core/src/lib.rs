@@ -20,6 +20,7 @@
 //!
 //! This crate knows no CUDA, no RocksDB, no torch. Rows are bytes; nothing here panics on the request path.
 
+mod background;
 pub mod batch;
 pub mod device;
 pub mod error;

@@ -2,14 +2,10 @@
 //!
 //! A lookup never waits for it: rows that the queue has no room for are not promoted this time, and counted as dropped.
 
-use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Condvar, Mutex};
-
+use crate::background::Background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, TableId};
 use crate::observer::Observer;
@@ -59,30 +55,21 @@ fn bytes_for(num_rows: usize, row_bytes: usize) -> usize {
     num_rows * (row_bytes + size_of::<Key>()) + ClockSnapshot::NUM_BYTES + size_of::<Found>()
 }
 
-struct Queue {
-    waiting: VecDeque<Found>,
-    queued_bytes: usize,
-    is_busy: bool,
-    is_closed: bool,
-}
-
 /// What the thread and its owner share.
 struct Shared {
-    queue: Mutex<Queue>,
-    changed: Condvar,
     caches: Vec<Arc<dyn CacheTier>>,
     clocks: Arc<[UpdateClock]>,
+    queued_bytes: AtomicUsize,
     /// Rows promoted, by table.
     promoted: Vec<AtomicU64>,
     /// Rows not promoted for want of room, by table.
     dropped: Vec<AtomicU64>,
-    observer: Arc<dyn Observer>,
 }
 
-/// Owns the thread; dropping it ends the thread and drops what is queued.
+/// See the module.
 pub(crate) struct Promoter {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    background: Background<Found>,
 }
 
 impl Promoter {
@@ -92,32 +79,24 @@ impl Promoter {
         observer: Arc<dyn Observer>,
     ) -> Result<Self> {
         let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue {
-                waiting: VecDeque::new(),
-                queued_bytes: 0,
-                is_busy: false,
-                is_closed: false,
-            }),
-            changed: Condvar::new(),
             caches,
+            queued_bytes: AtomicUsize::new(0),
             promoted: clocks.iter().map(|_| AtomicU64::new(0)).collect(),
             dropped: clocks.iter().map(|_| AtomicU64::new(0)).collect(),
             clocks,
-            observer,
         });
         let for_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("hps-promote".into())
-            .spawn(move || for_thread.run())
-            .map_err(|why| {
-            Error::new(ErrorKind::OutOfMemory, "cannot start the thread that promotes rows").caused_by(why)
-        })?;
-        Ok(Self { shared, thread: Some(thread) })
+        let promote = move |found: Found| {
+            for_thread.queued_bytes.fetch_sub(found.num_bytes(), Ordering::Relaxed);
+            for_thread.promote(&found)
+        };
+        let background = Background::start("hps-promote", "promoted", observer, promote)?;
+        Ok(Self { shared, background })
     }
 
     /// True if there is room for that many rows now: asked before they are copied.
     pub(crate) fn has_room(&self, num_rows: usize, row_bytes: usize) -> bool {
-        self.shared.queue.lock().queued_bytes + bytes_for(num_rows, row_bytes) <= MAX_QUEUED_BYTES
+        self.shared.queued_bytes.load(Ordering::Relaxed) + bytes_for(num_rows, row_bytes) <= MAX_QUEUED_BYTES
     }
 
     /// Counts rows that were not promoted.
@@ -130,24 +109,23 @@ impl Promoter {
     /// Queues rows for promotion, or drops them if the queue is full.
     pub(crate) fn offer(&self, found: Found) {
         let num_bytes = found.num_bytes();
-        let mut queue = self.shared.queue.lock();
-        if queue.is_closed || queue.queued_bytes + num_bytes > MAX_QUEUED_BYTES {
-            drop(queue);
+        let queued_bytes = &self.shared.queued_bytes;
+        // Under the queue's lock: two that offer at the same time do not both take the last room.
+        let refused = self.background.offer(found, |_| {
+            let has_room = queued_bytes.load(Ordering::Relaxed) + num_bytes <= MAX_QUEUED_BYTES;
+            if has_room {
+                queued_bytes.fetch_add(num_bytes, Ordering::Relaxed);
+            }
+            has_room
+        });
+        if let Err(found) = refused {
             self.drop_rows(found.table, found.keys.len());
-            return;
         }
-        queue.queued_bytes += num_bytes;
-        queue.waiting.push_back(found);
-        drop(queue);
-        self.shared.changed.notify_all();
     }
 
     /// Waits until everything offered so far was promoted or dropped.
     pub(crate) fn drain(&self) {
-        let mut queue = self.shared.queue.lock();
-        while (queue.is_busy || !queue.waiting.is_empty()) && !queue.is_closed {
-            self.shared.changed.wait(&mut queue);
-        }
+        self.background.drain();
     }
 
     /// Rows of a table that were promoted, and rows that were dropped for want of room.
@@ -159,52 +137,7 @@ impl Promoter {
     }
 }
 
-impl Drop for Promoter {
-    fn drop(&mut self) {
-        {
-            let mut queue = self.shared.queue.lock();
-            queue.is_closed = true;
-            queue.waiting.clear();
-        }
-        self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            self.shared.observer.warn("the thread that promotes rows had panicked; this is a bug in hps");
-        }
-    }
-}
-
 impl Shared {
-    fn run(&self) {
-        while let Some(found) = self.next() {
-            // A panic here must not end the thread silently, let alone the process.
-            match catch_unwind(AssertUnwindSafe(|| self.promote(&found))) {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => self.observer.warn(&format!("rows were not promoted: {error}")),
-                Err(_) => self.observer.warn("rows were not promoted: a panic; this is a bug in hps"),
-            }
-        }
-    }
-
-    /// Waits for work; None when the promoter is closed.
-    fn next(&self) -> Option<Found> {
-        let mut queue = self.queue.lock();
-        queue.is_busy = false;
-        self.changed.notify_all();
-        loop {
-            if queue.is_closed {
-                return None;
-            }
-            if let Some(found) = queue.waiting.pop_front() {
-                queue.queued_bytes -= found.num_bytes();
-                queue.is_busy = true;
-                return Some(found);
-            }
-            self.changed.wait(&mut queue);
-        }
-    }
-
     fn promote(&self, found: &Found) -> Result<()> {
         let (Some(cache), Some(clock), Some(rows)) = (
             self.caches.get(found.cache),

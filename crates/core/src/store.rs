@@ -288,10 +288,11 @@ impl EmbeddingStore {
     pub fn insert(&self, table: TableId, keys: &[Key], rows: Rows<'_>) -> Result<()> {
         let _one_at_a_time = self.begin_write(table)?;
         let written = self.walk.truth.insert(table, keys, rows);
-        self.advance(table, keys)?;
+        let clock = self.clock(table)?;
+        clock.advance(keys);
         // What the truth holds after a failure is unknown: whatever stands above must ask it again.
         let is_written = written.is_ok();
-        let written = self.write_caches(written, |cache| match is_written {
+        let written = self.write_caches(clock, keys, written, |cache| match is_written {
             false => cache.erase(table, keys),
             true => cache.update(table, keys, rows).or_else(|failure| {
                 cache.erase(table, keys)?;
@@ -311,18 +312,30 @@ impl EmbeddingStore {
     pub fn erase(&self, table: TableId, keys: &[Key]) -> Result<()> {
         let _one_at_a_time = self.begin_write(table)?;
         let written = self.walk.truth.erase(table, keys);
-        self.advance(table, keys)?;
+        let clock = self.clock(table)?;
+        clock.advance(keys);
         let is_written = written.is_ok();
-        let written = self.write_caches(written, |cache| cache.erase(table, keys));
+        let written = self.write_caches(clock, keys, written, |cache| cache.erase(table, keys));
         self.write_devices(written, |device| match is_written {
             false => device.forget(table, keys),
             true => device.erase(table, keys),
         })
     }
 
-    /// Follows a write of the truth up through all caches, whatever fails on the way; returns the first failure.
-    fn write_caches(&self, written: Result<()>, write: impl Fn(&dyn CacheTier) -> Result<()>) -> Result<()> {
-        self.walk.caches.iter().rev().fold(written, |first, cache| first.and(write(cache.as_ref())))
+    /// Follows a write of the truth up through all caches, whatever fails on the way; returns the first failure. The clock
+    /// advances after each: see [`crate::update_clock`].
+    fn write_caches(
+        &self,
+        clock: &UpdateClock,
+        keys: &[Key],
+        written: Result<()>,
+        write: impl Fn(&dyn CacheTier) -> Result<()>,
+    ) -> Result<()> {
+        self.walk.caches.iter().rev().fold(written, |first, cache| {
+            let written = write(cache.as_ref());
+            clock.advance(keys);
+            first.and(written)
+        })
     }
 
     /// The same for all devices.
@@ -402,10 +415,5 @@ impl EmbeddingStore {
             ));
         }
         Ok(writer.lock())
-    }
-
-    fn advance(&self, table: TableId, keys: &[Key]) -> Result<()> {
-        self.walk.clocks.get(table.index()).ok_or_else(out_of_range)?.advance(keys);
-        Ok(())
     }
 }

@@ -4,12 +4,14 @@
 //! meanwhile, carrying the row up would leave a stale row there for ever. So:
 //!
 //! 1. whoever carries rows takes a [`ClockSnapshot`] *before* it reads them below;
-//! 2. a writer writes the truth, then advances the clock for its keys, then overwrites the tiers above;
+//! 2. a writer goes through the tiers from the truth up, and advances the clock for its keys after each tier that it wrote;
 //! 3. an upper tier takes a promoted row only if, *while it holds the lock under which it also overwrites rows*, the
 //!    clock still shows the snapshot's value for the key.
 //!
-//! If the row was read before the write and 3 happens before 2's advance, the overwrite comes after the insertion and
-//! corrects it; if 3 happens after the advance, the row is dropped.
+//! Say a row was read in some tier below before the writer wrote that tier. Then the advance after that tier comes after the
+//! snapshot. If 3 happens before that advance, the writer has not reached the upper tier yet, and its overwrite corrects the
+//! row; if 3 happens after, the row is dropped. (An advance after the truth alone would not do: the row may have been read in
+//! a cache that the writer had not reached, under a snapshot that was taken after that advance.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -53,7 +55,7 @@ impl UpdateClock {
         ClockSnapshot { stripes: self.stripes.iter().map(|stripe| stripe.load(Ordering::Acquire)).collect() }
     }
 
-    /// Notes that `keys` were written in the truth. Call it after that write and before the tiers above are written.
+    /// Notes that `keys` were written in a tier. Call it after that write and before the tiers above are written.
     pub fn advance(&self, keys: &[Key]) {
         for &key in keys {
             if let Some(stripe) = self.stripes.get(stripe_of(key)) {

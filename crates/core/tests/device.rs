@@ -111,6 +111,21 @@ fn fixture(answers: Answers) -> Fixture {
     fixture_with(vec![device(0, answers)], false)
 }
 
+fn lookup_in_store(
+    store: &EmbeddingStore,
+    table: usize,
+    ordinal: usize,
+    keys: &[Key],
+) -> Result<Vec<Vec<u8>>> {
+    let (width, size) = match table {
+        NARROW => (KeyWidth::Bits32, NARROW_SIZE),
+        _ => (KeyWidth::Bits64, SIZE),
+    };
+    let mut memory = DeviceMemory::new(keys, width, size);
+    store.lookup_on_device(table, ordinal, &memory.lookup())?;
+    Ok(memory.rows())
+}
+
 /// Counts of lookups by tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Counts {
@@ -138,13 +153,7 @@ impl Fixture {
     }
 
     fn try_lookup(&self, table: usize, ordinal: usize, keys: &[Key]) -> Result<Vec<Vec<u8>>> {
-        let (width, size) = match table {
-            NARROW => (KeyWidth::Bits32, NARROW_SIZE),
-            _ => (KeyWidth::Bits64, SIZE),
-        };
-        let mut memory = DeviceMemory::new(keys, width, size);
-        self.store.lookup_on_device(table, ordinal, &memory.lookup())?;
-        Ok(memory.rows())
+        lookup_in_store(&self.store, table, ordinal, keys)
     }
 
     /// A lookup on the first device, and what it added to the statistics.
@@ -438,6 +447,46 @@ fn a_row_that_is_written_between_read_and_give_is_not_kept() {
             assert_eq!(fixture.lookup(&[50]).0, [written]);
             assert_eq!(device.row(STORAGE, 50).is_some(), !erases, "the next one is kept if it is a row");
         }
+    }
+}
+
+/// The write has reached the truth and not yet the caches when a lookup that a device missed reads one of them; the row is given
+/// after the write has passed the device.
+#[test]
+fn a_row_that_was_read_in_a_cache_which_a_write_had_not_reached_is_not_kept() {
+    for (operation, row) in [("update", row_of(5, 9, SIZE)), ("erase", default_row(-1.5))] {
+        let fixture = fixture(Answers::Missed);
+        let (has_read, read) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let (read, may_go_on) = (Mutex::new(read), Mutex::new(may_go_on));
+        fixture.device().set_hook(move |begun| {
+            if begun == "give_piece" {
+                let _ = has_read.send(());
+                let _ = may_go_on.lock().unwrap().recv();
+            }
+            Ok(())
+        });
+        let store = Arc::downgrade(&fixture.store);
+        let lookup = Arc::new(Mutex::new(None));
+        let started = Arc::clone(&lookup);
+        fixture.near.set_hook(move |begun| {
+            if begun == operation {
+                let store = store.upgrade().unwrap();
+                let looking_up = move || lookup_in_store(&store, TABLE, 0, &[5]).unwrap();
+                *started.lock().unwrap() = Some(std::thread::spawn(looking_up));
+                read.lock().unwrap().recv().unwrap();
+            }
+            Ok(())
+        });
+        match operation {
+            "update" => fixture.insert(&[5], 9).unwrap(),
+            _ => fixture.store.erase(STORAGE, &[5]).unwrap(),
+        }
+        drop(go_on);
+        let read = lookup.lock().unwrap().take().unwrap().join().unwrap();
+        assert_eq!(read, expected(&[5]), "this lookup began before the write had ended");
+        assert_eq!(fixture.device().row(STORAGE, 5), None, "{operation}");
+        assert_eq!(fixture.lookup(&[5]).0, [row], "{operation}");
     }
 }
 
