@@ -54,7 +54,8 @@ pub(crate) fn open(
                 kind,
                 cache_share: model.gpu.gpucacheper,
                 hit_rate_threshold: model.gpu.hit_rate_threshold,
-                num_rows: truth.count_rows(table)?,
+                // A cache need not know exactly: that could take reading all rows.
+                num_rows: if kind.holds_all() { truth.count_rows(table)? } else { truth.usage(table)?.rows },
                 largest_key: largest_key(truth, table, kind, sources.and_then(|sources| sources.get(i)))?,
             });
         }

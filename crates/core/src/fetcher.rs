@@ -38,7 +38,7 @@ impl Walk {
             let clock = self.clocks.get(table.storage().index()).ok_or_else(out_of_range)?;
             let snapshot = UpdateClock::snapshot(clock);
             let Some((keys, mut rows)) = missed.next_piece()? else { return Ok(counts) };
-            let walked = self.lookup(table, keys, &mut rows)?;
+            let walked = self.gather(table, keys, &mut rows)?;
             counts += walked.counts;
             missed.give_piece(&walked.missing, &snapshot)?;
         }

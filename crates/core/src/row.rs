@@ -99,6 +99,14 @@ impl<'a> RowsMut<'a> {
         Rows { bytes: self.bytes, row_bytes: self.row_bytes }
     }
 
+    /// All rows in pieces of `num_rows`, at least one; the last may have fewer.
+    pub(crate) fn pieces(&mut self, num_rows: usize) -> impl Iterator<Item = RowsMut<'_>> {
+        let row_bytes = self.row_bytes;
+        self.bytes
+            .chunks_mut(num_rows.saturating_mul(row_bytes))
+            .map(move |bytes| RowsMut { bytes, row_bytes })
+    }
+
     /// The rows `start..end`; None if they are out of range.
     pub fn slice(&mut self, start: usize, end: usize) -> Option<RowsMut<'_>> {
         let range = start.checked_mul(self.row_bytes)?..end.checked_mul(self.row_bytes)?;

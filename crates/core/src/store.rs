@@ -16,7 +16,7 @@ use crate::row::{Rows, RowsMut};
 use crate::stats::{LookupCounters, LookupCounts, TableStats};
 use crate::tier::{CacheTier, TableSpec, TierKind, TierUsage, TruthTier};
 use crate::update_clock::UpdateClock;
-use crate::walk::{Walk, out_of_range};
+use crate::walk::{Walk, out_of_range, start_gatherers};
 
 /// A table as the caller knows it: (model, table_id). Fused tables share storage, each with its own default row.
 #[derive(Debug)]
@@ -99,6 +99,8 @@ pub struct Tiers {
     pub clocks: Arc<[UpdateClock]>,
     /// GPUs, each with an ordinal of its own. They know tables by the order of [`Table::sort`].
     pub devices: Vec<Arc<dyn DeviceTier>>,
+    /// The most threads that gather rows which a device missed.
+    pub gather_threads: usize,
 }
 
 /// All tables of one configuration. Every method may be called from any number of threads.
@@ -136,7 +138,8 @@ impl EmbeddingStore {
             .then(|| Promoter::start(tiers.caches.clone(), Arc::clone(&tiers.clocks), Arc::clone(&observer)))
             .transpose()?;
         let (caches, truth, clocks) = (tiers.caches, tiers.truth, tiers.clocks);
-        let walk = Arc::new(Walk { caches, truth, clocks, promoter });
+        let gatherers = if tiers.devices.is_empty() { None } else { start_gatherers(tiers.gather_threads)? };
+        let walk = Arc::new(Walk { caches, truth, clocks, promoter, gatherers });
         let tables: Arc<[Table]> = tables.into();
         let fetcher = (!tiers.devices.is_empty())
             .then(|| Fetcher::start(Arc::clone(&walk), Arc::clone(&tables), observer))

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
 use crate::batch::{Batch, MAX_BATCH_KEYS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
@@ -21,6 +24,28 @@ pub(crate) struct Walk {
     pub(crate) clocks: Arc<[UpdateClock]>,
     /// None if rows found below are not carried up.
     pub(crate) promoter: Option<Promoter>,
+    /// Helps with the rows that devices missed; None without devices, or on one core.
+    pub(crate) gatherers: Option<ThreadPool>,
+}
+
+/// Keys below which a thread is not worth waking.
+const KEYS_PER_THREAD: usize = 256;
+
+/// Threads that gather rows: `most`, or as many as there are cores. None if that is one.
+///
+/// # Errors
+/// `OutOfMemory` if the threads cannot be started.
+pub(crate) fn start_gatherers(most: usize) -> Result<Option<ThreadPool>> {
+    let num_threads = std::thread::available_parallelism().map_or(1, usize::from).min(most);
+    if num_threads < 2 {
+        return Ok(None);
+    }
+    let pool =
+        ThreadPoolBuilder::new().num_threads(num_threads).thread_name(|i| format!("hps-gather-{i}")).build();
+    pool.map(Some).map_err(|why| {
+        Error::new(ErrorKind::OutOfMemory, "cannot start the threads that gather rows for GPUs")
+            .caused_by(why)
+    })
 }
 
 /// Where the keys of a batch were found.
@@ -31,20 +56,42 @@ pub(crate) struct Walked {
     pub(crate) missing: Vec<u32>,
 }
 
+impl Walked {
+    /// Adds what was found of the keys from `start` on.
+    fn add(&mut self, part: Self, start: usize) {
+        self.counts += part.counts;
+        if start == 0 {
+            self.missing = part.missing;
+        } else {
+            self.missing.extend(part.missing.iter().map(|position| position + start as u32));
+        }
+    }
+}
+
 impl Walk {
+    /// As [`Self::lookup`], with the help of other threads if there are many keys.
+    pub(crate) fn gather(&self, table: &Table, keys: &[Key], rows: &mut RowsMut<'_>) -> Result<Walked> {
+        let Some(pool) = self.gatherers.as_ref().filter(|_| keys.len() >= 2 * KEYS_PER_THREAD) else {
+            return self.lookup(table, keys, rows);
+        };
+        let num_keys = keys.len().div_ceil(pool.current_num_threads()).max(KEYS_PER_THREAD);
+        let mut parts: Vec<_> = keys.chunks(num_keys).zip(rows.pieces(num_keys)).collect();
+        let walked: Vec<Result<Walked>> = pool
+            .install(|| parts.par_iter_mut().map(|(keys, rows)| self.lookup(table, keys, rows)).collect());
+        let mut all = Walked::default();
+        for (walked, start) in walked.into_iter().zip((0..).step_by(num_keys)) {
+            all.add(walked?, start);
+        }
+        Ok(all)
+    }
+
     /// Any number of keys: see [`Self::walk`]. Errors do not name the table yet.
     pub(crate) fn lookup(&self, table: &Table, keys: &[Key], rows: &mut RowsMut<'_>) -> Result<Walked> {
         let mut all = Walked::default();
         for (i, keys) in keys.chunks(MAX_BATCH_KEYS).enumerate() {
             let start = i * MAX_BATCH_KEYS;
             let mut rows = rows.slice(start, start + keys.len()).ok_or_else(out_of_range)?;
-            let walked = self.walk(table, keys, &mut rows)?;
-            all.counts += walked.counts;
-            if all.missing.is_empty() && start == 0 {
-                all.missing = walked.missing;
-            } else {
-                all.missing.extend(walked.missing.iter().map(|position| position + start as u32));
-            }
+            all.add(self.walk(table, keys, &mut rows)?, start);
         }
         Ok(all)
     }

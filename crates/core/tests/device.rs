@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -95,6 +95,7 @@ fn fixture_with(devices: Vec<FakeSettings>, promote_found: bool) -> Fixture {
         truth: Arc::clone(&ssd) as Arc<dyn TruthTier>,
         clocks: Arc::clone(&clocks),
         devices: devices.iter().map(|device| Arc::clone(device) as Arc<dyn DeviceTier>).collect(),
+        gather_threads: 4,
     };
     let tables = vec![
         Table::new("n", 0, "narrow", NARROW_STORAGE, NARROW_SIZE / 4, 0.0),
@@ -271,6 +272,47 @@ fn rows_that_a_device_missed_move_up_to_the_caches_below_it_too() {
     }
     assert_eq!(fixture.far.row(STORAGE, 150), Some(row_of(150, 1, SIZE)));
     assert_eq!(fixture.near.row(STORAGE, 999), None);
+}
+
+/// Present and absent keys alternate, so that every thread has both; the rows are as if one had looked all of them up.
+#[test]
+fn many_missed_keys_are_gathered_by_several_threads() {
+    let fixture = fixture_with(vec![FakeSettings { piece_keys: 5_000, ..device(0, Answers::Missed) }], false);
+    let threads = Arc::new(Mutex::new(HashSet::new()));
+    let seen = Arc::clone(&threads);
+    fixture.near.set_hook(move |operation| {
+        if operation == "lookup" {
+            seen.lock().unwrap().insert(std::thread::current().name().map(str::to_owned));
+        }
+        Ok(())
+    });
+    let keys: Vec<Key> = (0..12_345).map(|i| if i % 3 == 0 { ABSENT + i } else { i % ABSENT }).collect();
+    let (rows, counts) = fixture.lookup(&keys);
+    assert!(rows == expected(&keys), "rows differ");
+    assert_eq!(counts.missing, keys.iter().filter(|&&key| key >= ABSENT).count() as u64);
+    assert!(fixture.device().held_keys(STORAGE).iter().all(|&key| key < ABSENT), "default rows are not kept");
+    if std::thread::available_parallelism().unwrap().get() > 1 {
+        let threads = threads.lock().unwrap();
+        let gathers =
+            |name: &Option<String>| name.as_deref().is_some_and(|name| name.starts_with("hps-gather"));
+        assert!(threads.iter().any(gathers), "{threads:?}");
+    }
+}
+
+#[test]
+fn a_failure_of_one_gathering_thread_is_the_failure_of_the_lookup() {
+    let fixture = fixture_with(vec![FakeSettings { piece_keys: 5_000, ..device(0, Answers::Missed) }], false);
+    let number = AtomicUsize::new(0);
+    fixture.ssd.set_hook(move |operation| match operation {
+        "lookup" if number.fetch_add(1, Ordering::SeqCst) == 1 => {
+            Err(Error::new(ErrorKind::Storage, "planted"))
+        }
+        _ => Ok(()),
+    });
+    let keys: Vec<Key> = (0..5_000).map(|i| i % ABSENT).collect();
+    let error = fixture.try_lookup(TABLE, 0, &keys).unwrap_err();
+    assert!(error.to_string().contains("planted"), "{error}");
+    assert_eq!(fixture.counts(TABLE), Counts { gpu: 0, host: 0, ssd: 0, missing: 0 });
 }
 
 #[test]
@@ -827,6 +869,7 @@ fn wide(capacity: Option<usize>) -> Wide {
         truth: Arc::clone(&ssd) as Arc<dyn TruthTier>,
         clocks,
         devices: vec![Arc::clone(&device) as Arc<dyn DeviceTier>],
+        gather_threads: 4,
     };
     let table = Table::new("w", 0, "t", STORAGE, WIDE / 4, 0.0);
     let store = Arc::new(EmbeddingStore::new(vec![table], tiers, false, Arc::new(Silent)).unwrap());

@@ -39,6 +39,7 @@ fn fixture(promote_found: bool) -> Fixture {
         truth: Arc::clone(&ssd) as Arc<dyn TruthTier>,
         clocks: Arc::clone(&clocks),
         devices: Vec::new(),
+        gather_threads: 4,
     };
     let tables =
         vec![Table::new("m", 1, "other", TABLE, DIM, 0.25), Table::new("m", 0, "t", TABLE, DIM, -1.5)];
@@ -288,6 +289,7 @@ fn a_large_lookup_is_promoted_and_the_queue_is_bounded() {
         truth: ssd,
         clocks: Arc::new([UpdateClock::default()]),
         devices: Vec::new(),
+        gather_threads: 4,
     };
     let table = Table::new("m", 0, "t", TABLE, WIDE / 4, 0.0);
     let store = EmbeddingStore::new(vec![table], tiers, true, Arc::new(Silent)).unwrap();
