@@ -135,7 +135,7 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     }
     let promote_found = config.volatile_db.as_ref().is_some_and(|settings| settings.cache_missed_embeddings);
     let devices = devices::open(config, &storage, truth.as_ref(), sources.as_deref(), &clocks, observer)?;
-    let warms_up = devices::hottest_keys(config, &storage, sources.as_deref());
+    let warms_up = devices::hottest_keys(&storage, sources.as_deref());
     let gather_threads = config.models.iter().map(|model| model.gpu.thread_pool_size).max().unwrap_or(1);
     let caches = cache.into_iter().collect();
     let tiers = Tiers { specs: storage.specs, caches, truth, clocks, devices, gather_threads };

@@ -79,11 +79,9 @@ pub(crate) fn open(
 
 /// Tells the hottest keys of tables whose caches are warmed up: the first ones of the model files.
 pub(crate) fn hottest_keys<'s>(
-    config: &Config,
     storage: &StorageTables<'_>,
     sources: Option<&'s [Vec<Source>]>,
 ) -> impl Fn(TableId, u64) -> Result<Option<Vec<Key>>> + use<'s> {
-    let _ = config;
     let warms_up: Vec<bool> = storage.origins.iter().map(|(model, _)| model.gpu.init_ec).collect();
     move |table, most| {
         if !warms_up.get(table.index()).copied().unwrap_or(false) {

@@ -244,9 +244,9 @@ impl Pool {
 #[derive(Debug)]
 pub(crate) struct Retiring {
     pub(crate) workspace: Workspace,
-    /// The stream whose lookup wrote, or will write, the word.
+    /// The lookup's word was seen; else its kernel may be under way.
     pub(crate) has_answered: bool,
-    /// Copies to the caller's rows.
+    /// Stands for the copies to the caller's rows.
     pub(crate) event: Option<Event>,
 }
 
