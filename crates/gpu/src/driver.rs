@@ -174,7 +174,10 @@ impl Device {
             | Code::CUDA_ERROR_INVALID_PC
             | Code::CUDA_ERROR_LAUNCH_FAILED
             | Code::CUDA_ERROR_ECC_UNCORRECTABLE
-            | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED => {
+            | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            // At the end of the process the driver goes before our threads do.
+            | Code::CUDA_ERROR_DEINITIALIZED
+            | Code::CUDA_ERROR_UNKNOWN => {
                 self.is_lost.store(true, Ordering::Relaxed);
                 self.lost().caused_by(text(why))
             }
