@@ -25,6 +25,7 @@ const POLL: Duration = Duration::from_micros(200);
 /// How often it looks for keys that uvm lookups wanted: while there are lookups, and in case a graph is replayed.
 const WANTED_BUSY: Duration = Duration::from_millis(2);
 const WANTED_IDLE: Duration = Duration::from_millis(50);
+const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// Workspaces with rows to insert that may wait; of more, the rows are not inserted.
 const MAX_WAITING: usize = 16;
 
@@ -116,22 +117,30 @@ impl Worker {
             let (jobs, is_closed) = self.next();
             // A panic here must not end the thread silently, let alone the process.
             let done = catch_unwind(AssertUnwindSafe(|| self.work(jobs)));
-            match done {
-                Ok(Ok(())) => {}
+            let warning = match done {
+                Ok(Ok(())) => None,
                 Ok(Err(error)) if self.shared.device.is_lost() => {
                     self.observer.warn(&format!("the GPU's caches take no more rows in: {error}"));
                     return;
                 }
-                Ok(Err(error)) => {
-                    self.observer.warn(&format!("rows were not taken into a GPU cache: {error}"))
-                }
-                Err(_) => {
-                    self.observer.warn("rows were not taken into a GPU cache: a panic; this is a bug in hps")
-                }
+                Ok(Err(error)) => Some(format!("rows were not taken into a GPU cache: {error}")),
+                Err(_) => Some("rows were not taken into a GPU cache: a panic; this is a bug in hps".into()),
+            };
+            if let Some(warning) = warning {
+                self.observer.warn(&warning);
+                self.wait_after_error();
             }
             if is_closed {
                 return self.finish();
             }
+        }
+    }
+
+    /// What goes wrong again and again is not said more often than this.
+    fn wait_after_error(&self) {
+        let mut waiting = self.queue.waiting.lock();
+        if !waiting.is_closed {
+            self.queue.changed.wait_for(&mut waiting, AFTER_ERROR);
         }
     }
 
