@@ -11,7 +11,6 @@ use crate::observer::Observer;
 use crate::stats::LookupCounts;
 use crate::store::Table;
 use crate::tier::TierKind;
-use crate::update_clock::UpdateClock;
 use crate::walk::{Walk, out_of_range};
 
 /// Lookups whose misses may wait. Their keys lie in buffers of the device tier.
@@ -36,7 +35,7 @@ impl Walk {
         loop {
             // Before anything is read below: see update_clock.rs.
             let clock = self.clocks.get(table.storage().index()).ok_or_else(out_of_range)?;
-            let snapshot = UpdateClock::snapshot(clock);
+            let snapshot = clock.snapshot();
             let Some((keys, mut rows)) = missed.next_piece()? else { return Ok(counts) };
             let walked = self.gather(table, keys, &mut rows)?;
             counts += walked.counts;

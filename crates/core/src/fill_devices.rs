@@ -160,7 +160,7 @@ impl Filling<'_> {
         let row_bytes = self.table.row_bytes();
         let mut bytes = vec![0; keys.len() * row_bytes];
         let mut rows = RowsMut::from_bytes(&mut bytes, row_bytes).ok_or_else(uneven)?;
-        let missing = self.store.walk().lookup(self.table, keys, &mut rows)?.missing;
+        let missing = self.store.walk().gather(self.table, keys, &mut rows)?.missing;
         let mut missing = missing.iter().peekable();
         let mut found = (Vec::new(), Vec::new());
         for (i, (&key, row)) in keys.iter().zip(bytes.chunks_exact(row_bytes)).enumerate() {

@@ -35,7 +35,7 @@ impl EmbeddingStore {
             let snapshot = self.clock(storage)?.snapshot();
             bytes.resize(keys.len() * row_bytes, 0);
             let mut rows = RowsMut::from_bytes(&mut bytes, row_bytes).ok_or_else(uneven)?;
-            let missing = self.walk().lookup(table, keys, &mut rows)?.missing;
+            let missing = self.walk().gather(table, keys, &mut rows)?.missing;
             let rows = Rows::new(&bytes, row_bytes).ok_or_else(uneven)?;
             device.refresh(storage, keys, rows, &missing, &snapshot)?;
         }

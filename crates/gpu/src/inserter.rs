@@ -15,7 +15,7 @@ use hps_core::{Error, ErrorKind, Result, TableId};
 use parking_lot::{Condvar, Mutex};
 
 use crate::abi;
-use crate::driver::{CaptureSafe, Event};
+use crate::driver::Event;
 use crate::table::{Batch, Change};
 use crate::tier::{Shared, unknown_table};
 use crate::workspace::Retiring;
@@ -25,6 +25,7 @@ const POLL: Duration = Duration::from_micros(200);
 /// How often it looks for keys that uvm lookups wanted: while there are lookups, and in case a graph is replayed.
 const WANTED_BUSY: Duration = Duration::from_millis(2);
 const WANTED_IDLE: Duration = Duration::from_millis(50);
+/// How long it rests after something went wrong.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 /// Workspaces with rows to insert that may wait; of more, the rows are not inserted.
 const MAX_WAITING: usize = 16;
@@ -111,7 +112,6 @@ struct Worker {
 
 impl Worker {
     fn run(&mut self) {
-        let _safe = CaptureSafe::new();
         self.taken = self.shared.tables.iter().map(|_| 0).collect();
         loop {
             let (jobs, is_closed) = self.next();

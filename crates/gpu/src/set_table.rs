@@ -25,6 +25,8 @@ pub(crate) struct SetTable {
     writers: DeviceBuffer,
     rows: RowMemory,
     results: DeviceBuffer,
+    /// Made once: every lookup sends a copy.
+    for_kernels: HpsSetTable,
 }
 
 impl SetTable {
@@ -41,8 +43,9 @@ impl SetTable {
         } else {
             RowMemory::Gpu(DeviceBuffer::new(device, geometry.rows_bytes())?)
         };
-        Ok(Self {
+        let mut table = Self {
             geometry,
+            for_kernels: HpsSetTable::default(),
             tags: zeroed(geometry.tags_bytes())?,
             keys: (geometry.keys_bytes() > 0).then(|| zeroed(geometry.keys_bytes())).transpose()?,
             marks: zeroed(geometry.words_bytes())?,
@@ -50,7 +53,9 @@ impl SetTable {
             writers: zeroed(size_of::<crate::abi::HpsWriters>() as u64)?,
             rows,
             results: zeroed(size_of::<HpsModifyResults>() as u64)?,
-        })
+        };
+        table.for_kernels = table.describe();
+        Ok(table)
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
@@ -59,6 +64,10 @@ impl SetTable {
 
     /// What kernels are given. Its addresses live as long as `self`.
     pub(crate) fn for_kernels(&self) -> HpsSetTable {
+        self.for_kernels
+    }
+
+    fn describe(&self) -> HpsSetTable {
         let (key_mask, key_shift) = self.geometry.permutation();
         HpsSetTable {
             tags: self.tags.address(),

@@ -138,17 +138,20 @@ impl GpuTable {
             // SAFETY: the caller's promise.
             unsafe { self.modify(device, second, HpsSetTable::default(), mode, batch, stream)? };
         }
-        let holds_all = self.second.is_none() && self.settings.kind.holds_all();
         let mode = match change {
             Change::Erase => abi::HPS_ERASE,
-            Change::Update if !holds_all => abi::HPS_UPDATE_IF_PRESENT,
-            Change::Put | Change::Update if holds_all => abi::HPS_UPSERT,
-            // Into a cache, as long as there is room.
+            Change::Update if !self.is_whole(&self.first) => abi::HPS_UPDATE_IF_PRESENT,
+            // Into a cache as long as there is room.
             Change::Put | Change::Update => abi::HPS_UPSERT,
             Change::Insert => abi::HPS_INSERT_IF_ABSENT,
         };
         // SAFETY: the caller's promise.
         unsafe { self.modify(device, &self.first, HpsSetTable::default(), mode, batch, stream) }
+    }
+
+    /// True for the part that holds all rows: the second, or the first if there is no second.
+    fn is_whole(&self, part: &SetTable) -> bool {
+        self.settings.kind.holds_all() && std::ptr::eq(part, self.second.as_ref().unwrap_or(&self.first))
     }
 
     /// Sends copies of rows from the second table into the cache.
@@ -182,9 +185,6 @@ impl GpuTable {
         stream: &Stream,
     ) -> Result<()> {
         let inserts = mode == abi::HPS_INSERT_IF_ABSENT;
-        // The second table is a whole one, and so is the first if there is no second.
-        let is_first = std::ptr::eq(table, &self.first);
-        let holds_all = self.settings.kind.holds_all() && (self.second.is_none() || !is_first);
         let modify = HpsModify {
             table: table.for_kernels(),
             source,
@@ -199,7 +199,7 @@ impl GpuTable {
             evict_proven: EVICT_PROVEN,
             forget: FORGET,
             displace: match mode {
-                abi::HPS_UPSERT if holds_all => ATTEMPTS_WHOLE,
+                abi::HPS_UPSERT if self.is_whole(table) => ATTEMPTS_WHOLE,
                 abi::HPS_UPSERT => ATTEMPTS_CACHE,
                 _ => 0,
             },

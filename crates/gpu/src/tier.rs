@@ -67,8 +67,8 @@ pub struct GpuTier {
 }
 
 impl GpuTier {
-    /// Takes the memory of all tables on the GPU `ordinal`, after checking that it is there. `num_storages` is the number of
-    /// storage tables, `num_fronts` that of the store's tables.
+    /// Takes the memory of all tables on the GPU `ordinal`, after checking that it is there. There is a clock for each storage
+    /// table of the store.
     ///
     /// # Errors
     /// `NotFound` if there is no such GPU; `Unsupported` if the library has no kernels for it; `OutOfMemory`, with the sum,
@@ -396,10 +396,9 @@ impl DeviceTier for GpuTier {
         for copy in bytes.chunks_exact(size_of::<HpsLookupCounters>()) {
             let mut words = copy.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes));
             let mut next = || words.next().unwrap_or(0);
-            // A warp may have taken back from one word what another added: only the sums are numbers.
             counts.add_hits(TierKind::Gpu, next() as usize);
             counts.add_hits(TierKind::Host, next() as usize);
-            counts.missing = counts.missing.wrapping_add(next());
+            counts.missing += next();
         }
         Ok(counts)
     }
