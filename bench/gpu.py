@@ -7,7 +7,6 @@ What is measured, by name (see --rows):
   host      what a call costs the host, eager and scripted
   sizes     tables of 1, 10 and 50 million rows
   warm      the share of the C hottest rows that a dynamic cache of C slots holds after opening
-  resident  hits of that cache
   mixed     Zipf over all rows, a tenth in the cache, every row exact: dynamic and uvm
   nve       nv-embedding-cache's power law
   latency   2,000 keys, with the host's wall time
@@ -51,7 +50,6 @@ OF_A_DIM: dict[str, Callable[[gpu_hits.Bench, Table], None]] = {
     "host": gpu_hits.host,
     "sizes": gpu_hits.sizes,
     "warm": gpu_hits.warm,
-    "resident": gpu_hits.resident_hits,
     "mixed": gpu_misses.mixed,
     "nve": gpu_misses.nve,
 }

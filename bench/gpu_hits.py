@@ -159,33 +159,6 @@ def warm(bench: Bench, table: Table) -> None:
     )
 
 
-def resident_hits(bench: Bench, table: Table) -> None:
-    """Hits of the cache in front of the whole table: keys that it holds, the hottest of them."""
-    bench.report.begin("resident", *COLUMNS)
-    store = cached_store(bench, table, "dynamic")
-    keys = table.keys[: table.cached]
-    parts = keys.split(max(len(keys) // 64, 1))
-    for part in parts:
-        store.lookup(part)
-    held = 0
-    for part in parts:
-        before = store.counts()
-        store.lookup(part)
-        counts = store.counts().since(before)
-        if counts.gpu < counts.keys:
-            break
-        held += len(part)
-    if held == 0:
-        raise RuntimeError(f"the cache does not hold the {len(parts[0]):,} hottest rows")
-    print(f"  drawn from the {held:,} hottest rows, {held / len(keys):.1%} of what the cache holds")
-    for size in SIZES:
-        for drawn in ("uniform", "Zipf"):
-            positions = bench.positions(drawn, table.dim, size, held)
-            refusal = hit_row(bench, store, table, "dynamic", drawn, positions, keys[:held], 32)
-    if refusal is not None:
-        print(f"  no graphs: {refusal}")
-
-
 class Plain(torch.nn.Module):
     """What the layer replaces."""
 

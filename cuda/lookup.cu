@@ -45,7 +45,8 @@ HPS_DEVICE Guess guess(const HpsLookup& p, uint64_t key, bool is_key) {
   }
   if (slot != kNoSlot) {
     g.found.slot = slot;
-    g.found.row = reinterpret_cast<uint64_t>(row_of(*table, slot, p.row_bytes));
+    g.found.row = table == &p.first ? reinterpret_cast<uint64_t>(row_of(p.first, slot, p.row_bytes))
+                                    : address_of_row(p.second, slot, p.row_bytes);
     if (kMode == HPS_TAGS_HASHED) g.stored_key = load_once(pointer<const uint64_t>(table->keys) + slot);
   }
   if (!is_key) g.found = Found{0, kNoSlot, kNoKey};
@@ -64,7 +65,7 @@ HPS_DEVICE Found resolve(const HpsLookup& p, uint64_t key, const Place& place, c
     found.slot = find<kMode>(p.second, key, place_second);
     if (found.slot != kNoSlot) {
       found.where = kSecond;
-      found.row = reinterpret_cast<uint64_t>(row_of(p.second, found.slot, p.row_bytes));
+      found.row = address_of_row(p.second, found.slot, p.row_bytes);
     }
   }
   return found;
@@ -134,7 +135,8 @@ HPS_DEVICE void count(const HpsLookup& p, uint32_t warp, const Found& found, boo
   if (p.counters == 0) return;
   const int first = __popc(__ballot_sync(kWholeWarp, is_counted && found.where == kFirst));
   const int second = __popc(__ballot_sync(kWholeWarp, is_counted && found.where == kSecond));
-  const int missed = __popc(__ballot_sync(kWholeWarp, is_counted && found.where == kNowhere));
+  // Keys that the host answers are counted there.
+  const int missed = __popc(__ballot_sync(kWholeWarp, is_counted && found.where == kNowhere && p.default_row != 0));
   if (lane_id() != 0) return;
   HpsLookupCounters* counters = pointer<HpsLookupCounters>(p.counters) + warp % HPS_COUNTER_COPIES;
   if (first != 0) atomic_add(&counters->first, static_cast<uint64_t>(static_cast<long long>(sign * first)));

@@ -11,9 +11,10 @@
 
 namespace {
 
-// The first part of a row, in registers: 16 bytes a lane. Loaded before the locks are taken, as rows may come from host memory.
+// The first part of a row, in registers: 16, 8 or 4 bytes a lane. Loaded before the locks are taken, as rows may come from host memory.
 struct RowStart {
   uint4 wide;
+  uint64_t word;
   uint32_t narrow;
 };
 
@@ -21,19 +22,24 @@ HPS_DEVICE RowStart load_start(const char* from, uint32_t row_bytes) {
   RowStart start{};
   if (row_bytes % 16 == 0) {
     if (lane_id() < row_bytes / 16) start.wide = load_once(reinterpret_cast<const uint4*>(from) + lane_id());
+  } else if (row_bytes == 8) {
+    if (lane_id() == 0) start.word = load_once(reinterpret_cast<const uint64_t*>(from));
   } else {
     if (lane_id() < row_bytes / 4) start.narrow = load_once(reinterpret_cast<const uint32_t*>(from) + lane_id());
   }
   return start;
 }
 
-// Writes a row whose start is at hand; the rest follows from memory.
+// Writes a row whose start is at hand; the rest follows from memory. A row of 8 bytes may be an address, which readers follow
+// at once: it is written whole.
 HPS_DEVICE void store_row(char* to, const char* from, const RowStart& start, uint32_t row_bytes) {
   if (row_bytes % 16 == 0) {
     uint4* out = reinterpret_cast<uint4*>(to);
     if (lane_id() < row_bytes / 16) out[lane_id()] = start.wide;
     for (uint32_t i = lane_id() + 32; i < row_bytes / 16; i += 32)
       out[i] = load_once(reinterpret_cast<const uint4*>(from) + i);
+  } else if (row_bytes == 8) {
+    if (lane_id() == 0) store_relaxed(reinterpret_cast<uint64_t*>(to), start.word);
   } else {
     uint32_t* out = reinterpret_cast<uint32_t*>(to);
     if (lane_id() < row_bytes / 4) out[lane_id()] = start.narrow;
@@ -111,91 +117,114 @@ HPS_DEVICE int free_lane(const Slot& mine) {
   return HPS_WAYS + __ffs(static_cast<int>(in_second)) - 1;
 }
 
-// Moves a row of the key's sets to its other set, if one of them has room there. Returns the lane of the slot that became
-// free, or -1. The two sets are locked; the third is only taken if that needs no waiting. `is_contended` becomes true if
-// another attempt may find what this one did not.
+// A lane's row on its way to its other set.
+struct Mover {
+  uint64_t key;
+  Place place;
+  uint32_t other;
+  bool can_move;  // not into its own set, nor into those of the new key: that makes no room
+};
+
 template <int kMode>
-HPS_DEVICE int displace(const HpsModify& p, const Slot& mine, bool& is_contended) {
-  const HpsSetTable& table = p.table;
-  uint32_t other = 0;
-  uint64_t key = 0;
-  Place place{};
-  bool is_candidate = false;
+HPS_DEVICE Mover mover_of(const HpsSetTable& table, const Slot& mine, const Place& of_new) {
+  Mover m{};
   if (mine.is_there && mine.tag != 0) {
     const uint32_t set = mine.slot / HPS_WAYS;
-    key = key_of<kMode>(table, set, mine.slot % HPS_WAYS, mine.tag);
-    place = place_of<kMode>(table, key);
-    other = place.first == set ? place.second : place.first;
-    is_candidate = other != set && match(load_tags(table, other).words, 0) != 0;
+    m.key = key_of<kMode>(table, set, mine.slot % HPS_WAYS, mine.tag);
+    m.place = place_of<kMode>(table, m.key);
+    m.other = m.place.first == set ? m.place.second : m.place.first;
+    m.can_move = m.other != set && m.other != of_new.first && m.other != of_new.second;
   }
-  // What moves between the two sets themselves makes no room.
-  const uint32_t first_set = __shfl_sync(kWholeWarp, mine.slot, 0) / HPS_WAYS;
-  const uint32_t second_set = __shfl_sync(kWholeWarp, mine.slot, HPS_WAYS) / HPS_WAYS;
-  is_candidate = is_candidate && other != first_set && other != second_set;
+  return m;
+}
+
+// Locks a further set if that needs no waiting. For the whole warp; returns the version before, odd if others have the set.
+HPS_DEVICE uint32_t try_lock_further(const HpsSetTable& table, uint32_t set) {
+  uint32_t version = 0;
+  if (lane_id() == 0) {
+    version = try_lock_set(table, set);
+    fence();
+  }
+  __syncwarp();
+  return __shfl_sync(kWholeWarp, version, 0);
+}
+
+HPS_DEVICE void unlock_further(const HpsSetTable& table, uint32_t set, uint32_t version) {
+  fence();
+  __syncwarp();
+  fence();
+  if (lane_id() == 0) unlock_set(table, set, version);
+}
+
+// Moves the row of a lane to a free slot of its other set; both sets are locked.
+template <int kMode>
+HPS_DEVICE void move_row(const HpsModify& p, const Slot& mine, const Mover& mover, int lane, uint32_t to) {
+  const HpsSetTable& table = p.table;
+  const uint32_t from = __shfl_sync(kWholeWarp, mine.slot, lane);
+  const char* row = row_of(table, from, p.row_bytes);
+  store_row(const_cast<char*>(row_of(table, to, p.row_bytes)), row, load_start(row, p.row_bytes), p.row_bytes);
+  if (lane_id() == static_cast<uint32_t>(lane)) {
+    const bool goes_first = mover.place.first == to / HPS_WAYS;
+    pointer<uint16_t>(table.tags)[to] = static_cast<uint16_t>(goes_first ? mover.place.tag_first : mover.place.tag_second);
+    if (kMode == HPS_TAGS_HASHED) pointer<uint64_t>(table.keys)[to] = mover.key;
+    const uint32_t marks = load_relaxed(pointer<const uint32_t>(table.marks) + from / HPS_WAYS);
+    set_mark(table, to, mark_of(marks, from % HPS_WAYS));
+    pointer<uint16_t>(table.tags)[from] = 0;
+  }
+  __syncwarp();
+}
+
+// Makes room by moving one of the rows that lanes hold to its other set; their sets are locked. kSteps 1: to a set with room.
+// kSteps 2: to any set, out of which a row is moved first. Returns the lane of the slot that became free, or -1. Further sets
+// are only taken if that needs no waiting; `is_contended` becomes true if another attempt may find what this one did not.
+template <int kMode, int kSteps>
+HPS_DEVICE int displace(const HpsModify& p, const Slot& mine, const Place& of_new, bool& is_contended) {
+  const HpsSetTable& table = p.table;
+  const Mover mover = mover_of<kMode>(table, mine, of_new);
+  const bool is_candidate = mover.can_move && (kSteps > 1 || match(load_tags(table, mover.other).words, 0) != 0);
   for (uint32_t candidates = __ballot_sync(kWholeWarp, is_candidate); candidates != 0; candidates &= candidates - 1) {
     const int lane = __ffs(static_cast<int>(candidates)) - 1;
-    const uint32_t set = __shfl_sync(kWholeWarp, other, lane);
-    // A set that others have locked is left alone.
-    uint32_t version = 0;
-    if (lane_id() == 0) {
-      version = try_lock_set(table, set);
-      fence();
-    }
-    __syncwarp();
-    version = __shfl_sync(kWholeWarp, version, 0);
+    const uint32_t set = __shfl_sync(kWholeWarp, mover.other, lane);
+    const uint32_t version = try_lock_further(table, set);
     if (is_locked(version)) {
       is_contended = true;
       continue;
     }
-    const uint32_t tag = lane_id() < HPS_WAYS ? load_tag(table, set * HPS_WAYS + lane_id()) : 1;
-    const uint32_t free = __ballot_sync(kWholeWarp, tag == 0);
-    if (free != 0) {
-      const uint32_t to = set * HPS_WAYS + static_cast<uint32_t>(__ffs(static_cast<int>(free))) - 1;
-      const uint32_t from = __shfl_sync(kWholeWarp, mine.slot, lane);
-      const char* row = row_of(table, from, p.row_bytes);
-      store_row(const_cast<char*>(row_of(table, to, p.row_bytes)), row, load_start(row, p.row_bytes), p.row_bytes);
-      if (lane_id() == static_cast<uint32_t>(lane)) {
-        const bool goes_first = place.first == set;
-        pointer<uint16_t>(table.tags)[to] = static_cast<uint16_t>(goes_first ? place.tag_first : place.tag_second);
-        if (kMode == HPS_TAGS_HASHED) pointer<uint64_t>(table.keys)[to] = key;
-        const uint32_t marks = load_relaxed(pointer<const uint32_t>(table.marks) + from / HPS_WAYS);
-        set_mark(table, to, mark_of(marks, from % HPS_WAYS));
-        pointer<uint16_t>(table.tags)[from] = 0;
-      }
-      __syncwarp();
+    const Slot there = look(table, Place{set, set, 0, 0});
+    int to_lane = __ffs(static_cast<int>(__ballot_sync(kWholeWarp, there.is_there && there.tag == 0))) - 1;
+    if constexpr (kSteps > 1) {
+      if (to_lane < 0) to_lane = displace<kMode, kSteps - 1>(p, there, of_new, is_contended);
+    } else if (to_lane < 0) {
+      is_contended = true;
     }
-    fence();
-    __syncwarp();
-    fence();
-    if (lane_id() == 0) unlock_set(table, set, version);
-    if (free != 0) return lane;
-    is_contended = true;
+    if (to_lane >= 0) move_row<kMode>(p, mine, mover, lane, __shfl_sync(kWholeWarp, there.slot, to_lane));
+    unlock_further(table, set, version);
+    if (to_lane >= 0) return lane;
   }
   return -1;
 }
 
+// With some chance one row of a full set loses a mark.
+HPS_DEVICE void forget(const HpsModify& p, const Slot& mine, uint32_t random) {
+  if ((random >> 15 & 1023u) >= p.forget) return;
+  if (lane_id() == (random >> 25 & 31u) && mine.is_there && mine.mark != 0) {
+    atomicAnd(pointer<uint32_t>(p.table.marks) + mine.slot / HPS_WAYS,
+              ~((mine.mark ^ mine.mark >> 1) << (HPS_MARK_BITS * (mine.slot % HPS_WAYS))));
+  }
+}
+
 // The lane of the row that has to go for a new one, or -1 if none should.
 HPS_DEVICE int victim_lane(const HpsModify& p, const Slot& mine, uint32_t random) {
-  const uint32_t mark = mine.mark;
   const uint32_t there = __ballot_sync(kWholeWarp, mine.is_there);
-  const uint32_t unused = __ballot_sync(kWholeWarp, mine.is_there && mark == 0);
-  const uint32_t seldom = __ballot_sync(kWholeWarp, mine.is_there && mark == 1);
-  const bool evicts_proven = (random & 1023u) < p.evict_proven;
-  const uint32_t start = random >> 10 & 31u;
-  if ((random >> 15 & 1023u) < p.forget) {
-    const uint32_t way = random >> 25 & 31u;
-    if (lane_id() == way && mine.is_there && mark != 0) {
-      atomicAnd(pointer<uint32_t>(p.table.marks) + mine.slot / HPS_WAYS,
-                ~((mark ^ mark >> 1) << (HPS_MARK_BITS * (mine.slot % HPS_WAYS))));
-    }
-  }
+  const uint32_t unused = __ballot_sync(kWholeWarp, mine.is_there && mine.mark == 0);
+  const uint32_t seldom = __ballot_sync(kWholeWarp, mine.is_there && mine.mark == 1);
   uint32_t candidates = unused;
   if (candidates == 0) {
-    if (!evicts_proven) return -1;
+    if ((random & 1023u) >= p.evict_proven) return -1;
     candidates = seldom != 0 ? seldom : there;
   }
   // The first one from a random lane on.
-  const uint32_t from_start = candidates & ~((1u << start) - 1u);
+  const uint32_t from_start = candidates & ~((1u << (random >> 10 & 31u)) - 1u);
   return __ffs(static_cast<int>(from_start != 0 ? from_start : candidates)) - 1;
 }
 
@@ -203,13 +232,10 @@ struct Totals {
   uint32_t added, overwritten, erased, evicted, refused;
 };
 
-// A moment, longer from attempt to attempt, so that others get their turn.
-HPS_DEVICE void pause(uint32_t attempt) { __nanosleep(min(32u << min(attempt, 8u), 4096u)); }
-
 // Changes what a key's sets hold, which are locked. Returns false if nothing was changed and another attempt should be made;
 // not if it is the last one.
 template <int kMode>
-HPS_DEVICE bool modify_locked(const HpsModify& p, uint32_t i, uint64_t key, const Place& place, const char* from,
+HPS_DEVICE bool modify_locked(const HpsModify& p, uint32_t random, uint64_t key, const Place& place, const char* from,
                               const RowStart& start, bool is_last, Totals& totals) {
   const HpsSetTable& table = p.table;
   const bool adds = p.mode == HPS_INSERT_IF_ABSENT || p.mode == HPS_UPSERT;
@@ -230,10 +256,11 @@ HPS_DEVICE bool modify_locked(const HpsModify& p, uint32_t i, uint64_t key, cons
   } else if (adds) {
     int lane = free_lane(mine);
     bool is_contended = false;
-    if (lane < 0 && p.displace != 0) lane = displace<kMode>(p, mine, is_contended);
+    if (lane < 0 && p.displace != 0) lane = displace<kMode, 1>(p, mine, place, is_contended);
+    if (lane < 0 && p.displace_far != 0 && !is_contended) lane = displace<kMode, 2>(p, mine, place, is_contended);
     if (lane < 0 && is_contended && !is_last) return false;
     if (lane < 0 && p.mode == HPS_INSERT_IF_ABSENT) {
-      lane = victim_lane(p, mine, __shfl_sync(kWholeWarp, dice(p.seed ^ i * 0xc2b2ae3du), 0));
+      lane = victim_lane(p, mine, random);
       totals.evicted += lane >= 0;
     }
     if (lane >= 0) {
@@ -263,9 +290,17 @@ HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) 
     totals.refused += adds;
     return;
   }
-  // Many warps may bring the same key, which one of them adds. A look without a lock may be wrong either way: then the key is
-  // brought again, or the lock decides.
-  if (p.mode == HPS_INSERT_IF_ABSENT && find<kMode>(table, key, place) != kNoSlot) return;
+  const uint32_t random = __shfl_sync(kWholeWarp, dice(p.seed ^ i * 0xc2b2ae3du), 0);
+  if (p.mode == HPS_INSERT_IF_ABSENT) {
+    // Many warps may bring the same key, which one of them adds; and most rows are not worth those that they would push out. A
+    // look without a lock spares reading them. It may be wrong either way: then the key is brought again, or the lock decides.
+    const Slot seen = look(table, place);
+    if (__any_sync(kWholeWarp, holds<kMode>(table, place, seen, key))) return;
+    if (free_lane(seen) < 0) {
+      forget(p, seen, random);
+      if (victim_lane(p, seen, random) < 0) return;
+    }
+  }
   const char* from = nullptr;
   RowStart start{};
   if (p.mode != HPS_ERASE) {
@@ -274,7 +309,8 @@ HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) 
     } else {
       const uint32_t slot = find<kMode>(p.source, key, place_of<kMode>(p.source, key));
       if (slot == kNoSlot) return;
-      from = row_of(p.source, slot, p.row_bytes);
+      from = pointer<const char>(address_of_row(p.source, slot, p.row_bytes));
+      if (from == nullptr) return;
     }
     start = load_start(from, p.row_bytes);
   }
@@ -282,7 +318,7 @@ HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) 
   // Rows on the way to their other set, and sets that others have locked, may leave no room for a moment.
   for (uint32_t attempt = 1;; ++attempt) {
     const uint32_t version = lock_sets(table, place);
-    const bool is_done = modify_locked<kMode>(p, i, key, place, from, start, attempt >= p.displace, totals);
+    const bool is_done = modify_locked<kMode>(p, random, key, place, from, start, attempt >= p.displace, totals);
     unlock_sets(table, place, version);
     if (is_done) return;
     pause(attempt);

@@ -35,7 +35,8 @@ enum HpsTagMode {
   HPS_TAGS_HASHED = 1,
 };
 
-// Rows in sets of 16 slots: a cache in GPU memory, or a whole table in GPU or in pinned host memory.
+// Rows in sets of 16 slots: a cache in GPU memory, a whole table in GPU or in pinned host memory, or a map that tells where in
+// pinned host memory rows lie.
 // Plain addresses: the owner is crates/gpu/src/set_table.rs. Layout and rules of access: set_table.cuh.
 typedef struct HpsSetTable {
   uint64_t tags;        // (num_sets, 16) uint16
@@ -49,6 +50,8 @@ typedef struct HpsSetTable {
   uint32_t reciprocal;  // floor((2^32 - 1) / num_sets)
   uint32_t key_mask;    // 2^k - 1, with HPS_TAGS_EXACT the keys that are permuted; else 0
   uint32_t key_shift;   // (k + 1) / 2
+  uint32_t is_map;      // 1: `rows` are (num_sets * 16) uint64, the addresses where the rows lie; 0: the rows themselves
+  uint32_t unused;
 } HpsSetTable;
 
 // How many blocks of writing kernels have begun and ended their work on a table: equal while nobody writes.
@@ -57,7 +60,7 @@ typedef struct HpsWriters {
   uint32_t ended;
 } HpsWriters;
 
-// Keys that lookups found in the first table (the cache), in the second (a whole table behind it), or nowhere.
+// Keys that lookups found in the first table (the cache), in the second (rows in host memory), or nowhere.
 // One line of memory, so that copies do not share any.
 typedef struct HpsLookupCounters {
   uint64_t first;
@@ -85,7 +88,7 @@ typedef struct HpsLookup {
   HpsSetTable second;    // num_sets 0: none
   uint64_t keys;         // (num_keys) int64 or int32, device
   uint64_t out;          // (num_keys, row_bytes), device
-  uint64_t default_row;  // (row_bytes) device: for keys that nobody holds; 0: such rows get no meaning
+  uint64_t default_row;  // (row_bytes) device: for keys that nobody holds; 0: the host answers them, and counts them
   uint64_t counters;     // (HPS_COUNTER_COPIES) HpsLookupCounters, device; 0: nobody counts
   HpsMissList misses;    // word 0: not wanted
   uint64_t wanted;       // HpsWantedKeys, device: keys that the first table should take in; 0: nobody asks
@@ -131,9 +134,10 @@ typedef struct HpsModify {
   uint32_t mark;          // marks of a row that is added: 0, 1 or 3
   uint32_t evict_proven;  // chance, in 1/1024, that a row which was used is evicted for a new one
   uint32_t forget;        // chance, in 1/1024, that one row of a full set loses a mark
-  uint32_t
-      displace;  // makes room by moving a row to its other set, and tries so many times if others are in the way; 0: not
+  uint32_t displace;      // attempts to make room by moving rows to their other sets, if others are in the way; 0: none
+  uint32_t displace_far;  // 1: a row that is in the way of such a move is moved first
   uint32_t seed;
+  uint32_t unused;
 } HpsModify;
 
 typedef struct HpsModifyResults {

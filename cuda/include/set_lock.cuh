@@ -12,38 +12,29 @@ HPS_DEVICE void unlock_set(const HpsSetTable& table, uint32_t set, uint32_t vers
   atomicExch(version_of(table, set), version + 2);
 }
 
-// Waits until the set is locked by this call. Returns the version before.
-HPS_DEVICE uint32_t lock_set(const HpsSetTable& table, uint32_t set) {
-  for (;;) {
-    if (is_locked(load_relaxed(version_of(table, set)))) continue;
-    const uint32_t version = try_lock_set(table, set);
-    if (!is_locked(version)) return version;
-  }
-}
+// A moment, longer from attempt to attempt, so that others get their turn.
+HPS_DEVICE void pause(uint32_t attempt) { __nanosleep(min(32u << min(attempt, 7u), 4096u)); }
 
 // Locks both sets of a key, for the whole warp. Returns the version before to lane 0 for the first set, to lane 1 for the
 // second.
 //
-// Both at the same time, if nobody has them. Else what was had is given back, and the sets are waited for, the lower number
-// first: who holds a lock and waits only waits for a higher one, so somebody always goes on.
+// Both at the same time or none: who holds a lock never waits for another, so somebody always goes on. (Waiting in the order
+// of set numbers would do as well, but when thousands of warps fill a small table, the sets with low numbers are then filled
+// last: keys that have one find it full, and the room that is left lies where they cannot go.)
 HPS_DEVICE uint32_t lock_sets(const HpsSetTable& table, const Place& place) {
   const bool locks = lane_id() == 0 || (lane_id() == 1 && place.first != place.second);
   const uint32_t set = lane_id() == 0 ? place.first : place.second;
   uint32_t version = 0;
-  if (locks) version = try_lock_set(table, set);
-  if (__any_sync(kWholeWarp, locks && is_locked(version))) {
-    // Unchanged: readers that saw it locked go on waiting, others lose nothing.
-    if (locks && !is_locked(version)) atomicExch(version_of(table, set), version);
-    __syncwarp();
-    uint32_t lower = 0;
-    uint32_t higher = 0;
-    if (lane_id() == 0) {
-      lower = lock_set(table, min(place.first, place.second));
-      if (place.first != place.second) higher = lock_set(table, max(place.first, place.second));
+  for (uint32_t attempt = 0;; ++attempt) {
+    bool is_free = true;
+    if (locks && attempt != 0) is_free = !is_locked(load_relaxed(version_of(table, set)));
+    if (__all_sync(kWholeWarp, is_free)) {
+      if (locks) version = try_lock_set(table, set);
+      if (!__any_sync(kWholeWarp, locks && is_locked(version))) break;
+      // Unchanged: readers that saw it locked go on waiting, others lose nothing.
+      if (locks && !is_locked(version)) atomicExch(version_of(table, set), version);
     }
-    lower = __shfl_sync(kWholeWarp, lower, 0);
-    higher = __shfl_sync(kWholeWarp, higher, 0);
-    version = (lane_id() == 0) == (place.first <= place.second) ? lower : higher;
+    pause(attempt);
   }
   fence();
   __syncwarp();

@@ -4,7 +4,7 @@
 //              keys  [k0 k1 ... k15]  128 bytes, only with HPS_TAGS_HASHED
 //              mark  2 bits a slot, one 32-bit word   (marks.cuh)
 //              version                one 32-bit word, odd while a writer works on the set
-//   table      rows  [set 0: r0 ... r15][set 1: ...]  row_bytes each, no gaps
+//   table      rows  [set 0: r0 ... r15][set 1: ...]  row_bytes each, no gaps; in a map, the addresses of rows
 //              writers  {begun, ended}
 //
 // Writers (modify.cu) lock the sets of a key by making their versions odd, change tags, keys and rows, and unlock them. Each
@@ -17,8 +17,11 @@
 //   4. key by key: read the versions of the key's sets (even), probe, copy, read the version of the set again; if it has
 //      changed, once more.
 // Why 3 suffices: a writer's `begun` comes before its changes (fence), a reader's data before its second look (fence); so a
-// reader that saw any change sees `begun`. Why 4 ends: a lock is held by a running warp that waits for nobody but holders of
-// lower-numbered locks.
+// reader that saw any change sees `begun`. Why 4 ends: a lock is held by a running warp, which never
+// waits for another lock.
+//
+// Rows that a map points to are written by the host, never while the map shows them: a row is written elsewhere, the map is
+// changed, and only when that kernel has ended is the old place used again. So a reader of the old place sees `begun` changed.
 //
 // A reader that is not done writes its row again, so what a caller sees when the kernel has ended is one whole version of the
 // right key's row.
@@ -122,4 +125,11 @@ HPS_DEVICE HpsWriters read_writers(const HpsSetTable& table) {
 
 HPS_DEVICE const char* row_of(const HpsSetTable& table, uint32_t slot, uint32_t row_bytes) {
   return pointer<const char>(table.rows) + static_cast<uint64_t>(slot) * row_bytes;
+}
+
+// The address of a row, also where the table is a map. A map's slot holds 0 before it is first used; whatever else it holds,
+// whole, is or was the address of a row, so it may be followed before it is known whether it was being changed.
+HPS_DEVICE uint64_t address_of_row(const HpsSetTable& table, uint32_t slot, uint32_t row_bytes) {
+  if (table.is_map != 0) return load_relaxed(pointer<const uint64_t>(table.rows) + slot);
+  return reinterpret_cast<uint64_t>(row_of(table, slot, row_bytes));
 }

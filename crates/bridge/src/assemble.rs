@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use hps_config::{Config, ModelConfig, OverflowPolicy, PersistentDbConfig, StorageTable, VolatileDbConfig};
 use hps_core::load::{Loaded, Source, fill_cache, load_table};
-use hps_core::memory::MmapAllocator;
+use hps_core::memory::{BlockAllocator, MmapAllocator};
 use hps_core::model_files::ModelFiles;
 use hps_core::observer::Observer;
 use hps_core::store::{Table, Tiers};
@@ -70,9 +70,16 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
 
     let database = config.persistent_db.as_ref().map(loading_lock);
     let _alone = database.as_ref().map(|database| database.lock());
-    let host = config.volatile_db.as_ref().map(|settings| open_host(settings, &storage.specs)).transpose()?;
-    let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) = match (&config.persistent_db, host)
-    {
+    let host = match &config.volatile_db {
+        Some(settings) => {
+            Some(open_host(settings, &storage.specs, devices::host_allocator(config, observer)?)?)
+        }
+        None => None,
+    };
+    let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) = match (
+        &config.persistent_db,
+        host.clone(),
+    ) {
         (Some(settings), host) => {
             let settings = SsdSettings {
                 num_threads: settings.num_threads,
@@ -134,7 +141,15 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
         }
     }
     let promote_found = config.volatile_db.as_ref().is_some_and(|settings| settings.cache_missed_embeddings);
-    let devices = devices::open(config, &storage, truth.as_ref(), sources.as_deref(), &clocks, observer)?;
+    let devices = devices::open(
+        config,
+        &storage,
+        truth.as_ref(),
+        host.as_ref(),
+        sources.as_deref(),
+        &clocks,
+        observer,
+    )?;
     let warms_up = devices::hottest_keys(&storage, sources.as_deref());
     let gather_threads = config.models.iter().map(|model| model.gpu.thread_pool_size).max().unwrap_or(1);
     let caches = cache.into_iter().collect();
@@ -177,7 +192,11 @@ fn rows_to_cache(settings: &VolatileDbConfig, num_rows: u64) -> Option<u64> {
     Some(share.map_or(capacity, |share| share.min(capacity)))
 }
 
-fn open_host(settings: &VolatileDbConfig, specs: &[TableSpec]) -> Result<Arc<HostTier>> {
+fn open_host(
+    settings: &VolatileDbConfig,
+    specs: &[TableSpec],
+    pinned: Option<Arc<dyn BlockAllocator>>,
+) -> Result<Arc<HostTier>> {
     let settings = HostSettings {
         num_partitions: settings.num_partitions,
         overflow_margin: (settings.overflow_margin != u64::MAX).then_some(settings.overflow_margin),
@@ -187,8 +206,10 @@ fn open_host(settings: &VolatileDbConfig, specs: &[TableSpec]) -> Result<Arc<Hos
             OverflowPolicy::EvictOldest => EvictionPolicy::Oldest,
         },
         overflow_resolution_target: settings.overflow_resolution_target,
+        serves_devices: pinned.is_some(),
     };
-    Ok(Arc::new(HostTier::open(settings, specs, Arc::new(MmapAllocator))?))
+    let allocator = pinned.unwrap_or_else(|| Arc::new(MmapAllocator));
+    Ok(Arc::new(HostTier::open(settings, specs, allocator)?))
 }
 
 /// Storage tables of all models, numbered for the tiers, and the tables that use them.

@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use hps_config::{Config, EmbeddingCacheType, GpuConfig};
-use hps_core::device::DeviceTier;
+use hps_config::{Config, EmbeddingCacheType, GpuConfig, ModelConfig};
+use hps_core::device::{DeviceTier, ReachableRows};
 use hps_core::load::Source;
+use hps_core::memory::BlockAllocator;
 use hps_core::observer::Observer;
-use hps_core::tier::TruthTier;
+use hps_core::tier::{TierKind, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Error, ErrorKind, Key, Result, TableId};
-use hps_gpu::{CacheKind, FrontSettings, GpuTier, TableSettings, images};
+use hps_gpu::{CacheKind, FrontSettings, GpuTier, PinnedAllocator, Reach, TableSettings, images};
+use hps_host::HostTier;
 
 use crate::assemble::StorageTables;
 
@@ -22,22 +24,19 @@ pub(crate) fn open(
     config: &Config,
     storage: &StorageTables<'_>,
     truth: &dyn TruthTier,
+    host: Option<&Arc<HostTier>>,
     sources: Option<&[Vec<Source>]>,
     clocks: &Arc<[UpdateClock]>,
     observer: &Arc<dyn Observer>,
 ) -> Result<Vec<Arc<dyn DeviceTier>>> {
-    if hps_gpu::device_count() == 0 {
-        return Ok(Vec::new());
-    }
-    if images::image_sets().is_empty() {
+    let ordinals = ordinals(config);
+    if !ordinals.is_empty() && images::image_sets().is_empty() && hps_gpu::device_count() > 0 {
         observer.warn(
             "this build of hps has no GPU kernels and serves CPU tensors alone; build it again with HPS_NVRTC (scripts/setup \
              does)",
         );
-        return Ok(Vec::new());
     }
-    let ordinals: BTreeSet<usize> =
-        config.models.iter().flat_map(|model| model.gpu.deployed_device_list.iter().copied()).collect();
+    let ordinals = if serves_devices(config) { ordinals } else { BTreeSet::new() };
     let mut devices: Vec<Arc<dyn DeviceTier>> = Vec::new();
     for ordinal in ordinals {
         let mut tables = Vec::new();
@@ -54,6 +53,11 @@ pub(crate) fn open(
                 kind,
                 cache_share: model.gpu.gpucacheper,
                 hit_rate_threshold: model.gpu.hit_rate_threshold,
+                reach: match host {
+                    Some(host) if host.reaches(table) && truth.kind() == TierKind::Host => Reach::All,
+                    Some(host) if host.reaches(table) => Reach::Some,
+                    _ => Reach::Nothing,
+                },
                 // A cache need not know exactly: that could take reading all rows.
                 num_rows: if kind.holds_all() { truth.count_rows(table)? } else { truth.usage(table)?.rows },
                 largest_key: largest_key(truth, table, kind, sources.and_then(|sources| sources.get(i)))?,
@@ -70,11 +74,41 @@ pub(crate) fn open(
             storage: table.storage(),
             default_row: table.default_row().to_vec(),
         });
-        let tier =
-            GpuTier::open(ordinal, tables, fronts.collect(), Arc::clone(clocks), Arc::clone(observer))?;
+        let reachable = host.map(|host| Arc::clone(host) as Arc<dyn ReachableRows>);
+        let (clocks, observer) = (Arc::clone(clocks), Arc::clone(observer));
+        let tier = GpuTier::open(ordinal, tables, fronts.collect(), clocks, reachable, observer)?;
         devices.push(Arc::new(tier));
     }
     Ok(devices)
+}
+
+/// True if GPUs are served: some model is deployed on one, there is one, and this build has kernels.
+fn serves_devices(config: &Config) -> bool {
+    !ordinals(config).is_empty() && hps_gpu::device_count() > 0 && !images::image_sets().is_empty()
+}
+
+/// Memory for the host tier's rows that GPUs read by themselves; None if no table needs that.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn host_allocator(
+    config: &Config,
+    observer: &Arc<dyn Observer>,
+) -> Result<Option<Arc<dyn BlockAllocator>>> {
+    let reads_host = |model: &&ModelConfig| {
+        let GpuConfig { embedding_cache_type, gpucache, ref deployed_device_list, .. } = model.gpu;
+        embedding_cache_type == EmbeddingCacheType::Dynamic && gpucache && !deployed_device_list.is_empty()
+    };
+    match ordinals(config).first().filter(|_| serves_devices(config)) {
+        Some(&ordinal) if config.models.iter().any(|model| reads_host(&model)) => {
+            Ok(Some(Arc::new(PinnedAllocator::new(ordinal, Arc::clone(observer))?)))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn ordinals(config: &Config) -> BTreeSet<usize> {
+    config.models.iter().flat_map(|model| model.gpu.deployed_device_list.iter().copied()).collect()
 }
 
 /// Tells the hottest keys of tables whose caches are warmed up: the first ones of the model files.

@@ -22,6 +22,24 @@ pub struct DeviceLookup {
     pub stream: u64,
 }
 
+/// A part of a table on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What holds all rows.
+    Whole,
+    /// What holds some of them.
+    Cache,
+}
+
+/// Rows that a device wants when a store is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// All of them, for [`Part::Whole`].
+    pub all: bool,
+    /// So many of the hottest, for [`Part::Cache`].
+    pub hottest: u64,
+}
+
 /// What a device did with a lookup.
 pub enum DeviceAnswer {
     /// Everything that is left to do is in the stream.
@@ -35,8 +53,8 @@ pub enum DeviceAnswer {
 
 /// Keys that a device asks the tiers below for, piece by piece.
 pub trait MissedKeys: Send {
-    /// Waits until it is known which keys these are. Returns how many keys of the lookup the device answered itself, and
-    /// how many it missed.
+    /// Waits until it is known which keys these are. Returns how many keys of the lookup are to be counted as hits of the device
+    /// (none, if it counts by itself: [`DeviceTier::counts`]), and how many it missed.
     ///
     /// # Errors
     /// `Device`.
@@ -55,6 +73,31 @@ pub trait MissedKeys: Send {
     /// # Errors
     /// `Device`.
     fn give_piece(&mut self, missing: &[u32], snapshot: &ClockSnapshot) -> Result<()>;
+}
+
+/// A tier in host memory whose rows devices read by themselves.
+///
+/// Such a row is never changed where it lies. A write puts the new row elsewhere; the old place is used again only after
+/// [`Tier::reclaim`](crate::tier::Tier::reclaim), when every device was told the new one.
+pub trait ReachableRows: Send + Sync {
+    /// True if the table has rows and devices can read them. Once it has rows, that does not change.
+    fn reaches(&self, table: TableId) -> bool;
+
+    /// Appends the address of each key's row to `addresses`; 0 for a key that is not held. For a table that devices can read.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the table is unknown; `OutOfMemory`.
+    fn addresses(&self, table: TableId, keys: &[Key], addresses: &mut Vec<u64>) -> Result<()>;
+
+    /// Shows keys with the addresses of their rows, each key once. Nobody may write the table meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::addresses`]; what `visit` returns.
+    fn scan_addresses(
+        &self,
+        table: TableId,
+        visit: &mut dyn FnMut(&[Key], &[u64]) -> Result<()>,
+    ) -> Result<()>;
 }
 
 /// A tier in the memory of one GPU, in front of all others.
@@ -96,20 +139,20 @@ pub trait DeviceTier: Send + Sync {
     /// `Device`.
     fn forget(&self, table: TableId, keys: &[Key]) -> Result<()>;
 
-    /// Takes rows in while the store is opened or refreshed: a whole table all of them, a cache what there is room for.
-    /// Returns false if more would be in vain. No two keys of a call are equal. `snapshot` was taken before the rows were
-    /// read: rows of keys that were written since are not taken, and these keys are appended to `left_out`.
+    /// Takes rows into a part of a table: into the whole one all of them, into a cache what there is room for. No two keys of a
+    /// call are equal. `snapshot` was taken before the rows were read: rows of keys that were written since are not taken, and
+    /// these keys are appended to `left_out`.
     ///
     /// # Errors
     /// As [`Self::update`].
     fn put(
         &self,
         table: TableId,
-        keys: &[Key],
-        rows: Rows<'_>,
+        part: Part,
+        rows: (&[Key], Rows<'_>),
         snapshot: &ClockSnapshot,
         left_out: &mut Vec<Key>,
-    ) -> Result<bool>;
+    ) -> Result<()>;
 
     /// Overwrites rows that are held, and removes the keys at the positions `missing` (ascending), which no tier below holds.
     /// `snapshot` was taken before the rows were read: keys that were written since are left alone.
@@ -125,8 +168,14 @@ pub trait DeviceTier: Send + Sync {
         snapshot: &ClockSnapshot,
     ) -> Result<()>;
 
-    /// How many rows of a table it wants to be given: all (None), or the hottest so many.
-    fn wants(&self, table: TableId) -> Option<u64>;
+    /// Learns where the rows of a table lie that it reads by itself, if it does so. While the store is opened: nobody writes.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Device`.
+    fn map_rows(&self, table: TableId, progress: &mut dyn FnMut(u64)) -> Result<()>;
+
+    /// What it wants to be given of a table.
+    fn wants(&self, table: TableId) -> Wants;
 
     /// What lookups of the table with this number found here without the host hearing of it.
     ///

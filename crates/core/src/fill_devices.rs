@@ -1,4 +1,4 @@
-//! Opening, the last step: rows into the memory of GPUs, whole tables or the hottest rows that a cache has room for.
+//! Opening, the last step: rows into the memory of GPUs, whole tables and the hottest rows that a cache has room for.
 //!
 //! Rows come from the tiers below, never from model files behind their back. Which rows are hottest is the caller's guess; the
 //! order of the model files is what is at hand when a store is opened.
@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use crate::device::DeviceTier;
+use crate::device::{DeviceTier, Part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, TableId};
 use crate::observer::{Observer, Progress};
@@ -16,6 +16,7 @@ use crate::update_clock::ClockSnapshot;
 
 /// Rows that are put at a time.
 const PIECE_BYTES: usize = 4 << 20;
+const FILLING: &str = "filling the GPU";
 
 impl EmbeddingStore {
     /// Gives every device the rows that it wants of each storage table. `hottest` tells a table's keys, hottest first, up to a
@@ -60,23 +61,30 @@ struct Filling<'a> {
 impl Filling<'_> {
     fn fill(&self, hottest: &dyn Fn(TableId, u64) -> Result<Option<Vec<Key>>>) -> Result<()> {
         let storage = self.table.storage();
-        match self.device.wants(storage) {
-            Some(0) => Ok(()),
-            None => self.scan(u64::MAX),
-            Some(most) => match hottest(storage, most)? {
-                Some(keys) => self.look_up(&keys),
-                None => self.scan(most),
-            },
+        let total = self.store.truth().usage(storage)?.rows;
+        self.device.map_rows(storage, &mut |done| {
+            self.progress("telling the GPU where rows are", done, total.max(done));
+        })?;
+        let wants = self.device.wants(storage);
+        if wants.all {
+            self.scan(u64::MAX, Part::Whole)?;
         }
+        if wants.hottest > 0 {
+            match hottest(storage, wants.hottest)? {
+                Some(keys) => self.look_up(&keys)?,
+                None => self.scan(wants.hottest, Part::Cache)?,
+            }
+        }
+        Ok(())
     }
 
-    fn progress(&self, done: u64, total: u64) {
+    fn progress(&self, what: &'static str, done: u64, total: u64) {
         let name = self.store.storage_name(self.table.storage());
-        self.observer.progress(Progress { what: "filling the GPU", table: name, done, total });
+        self.observer.progress(Progress { what, table: name, done, total });
     }
 
-    /// Puts the first rows that the truth shows.
-    fn scan(&self, most: u64) -> Result<()> {
+    /// Gives a part the first rows that the truth shows.
+    fn scan(&self, most: u64, part: Part) -> Result<()> {
         let storage = self.table.storage();
         let truth = self.store.truth();
         let total = truth.usage(storage)?.rows.min(most);
@@ -92,21 +100,21 @@ impl Filling<'_> {
             piece.rows.extend_from_slice(rows.bytes().get(..taken * row_bytes).ok_or_else(uneven)?);
             if piece.keys.len() >= at_once || taken == left {
                 done += piece.keys.len() as u64;
-                let goes_on = self.put(&mut piece, &snapshot)?;
-                self.progress(done, total.max(done + 1));
-                if !goes_on || taken == left {
+                self.put(part, &mut piece, &snapshot)?;
+                self.progress(FILLING, done, total.max(done + 1));
+                if taken == left {
                     return Ok(ControlFlow::Break(()));
                 }
             }
             Ok(ControlFlow::Continue(()))
         })?;
         done += piece.keys.len() as u64;
-        self.put(&mut piece, &snapshot)?;
-        self.progress(done, done);
+        self.put(part, &mut piece, &snapshot)?;
+        self.progress(FILLING, done, done);
         Ok(())
     }
 
-    /// Puts the rows of these keys, in their order.
+    /// Gives the cache the rows of these keys, in their order.
     fn look_up(&self, keys: &[Key]) -> Result<()> {
         let storage = self.table.storage();
         let row_bytes = self.table.row_bytes();
@@ -119,40 +127,27 @@ impl Filling<'_> {
             let new: Vec<Key> = keys.iter().copied().filter(|&key| seen.insert(key)).collect();
             let snapshot = self.store.clock(storage)?.snapshot();
             (piece.keys, piece.rows) = self.read(&new)?;
-            let goes_on = self.put(&mut piece, &snapshot)?;
+            self.put(Part::Cache, &mut piece, &snapshot)?;
             done += keys.len() as u64;
-            self.progress(done, done + 1);
-            if !goes_on {
-                break;
-            }
+            self.progress(FILLING, done, done + 1);
         }
-        self.progress(done, done);
+        self.progress(FILLING, done, done);
         Ok(())
     }
 
-    fn put(&self, piece: &mut Piece, snapshot: &ClockSnapshot) -> Result<bool> {
-        if piece.keys.is_empty() {
-            return Ok(true);
-        }
-        let row_bytes = self.table.row_bytes();
-        let rows = Rows::new(&piece.rows, row_bytes).ok_or_else(uneven)?;
+    fn put(&self, part: Part, piece: &mut Piece, snapshot: &ClockSnapshot) -> Result<()> {
         let storage = self.table.storage();
-        let mut left_out = Vec::new();
-        let mut goes_on = self.device.put(storage, &piece.keys, rows, snapshot, &mut left_out)?;
-        // Keys that may have been written since they were read are read again: a whole table must not lack them.
-        while goes_on && !left_out.is_empty() {
-            let keys = std::mem::take(&mut left_out);
-            let snapshot = self.store.clock(storage)?.snapshot();
-            let (keys, bytes) = self.read(&keys)?;
-            if keys.is_empty() {
-                break;
-            }
-            let rows = Rows::new(&bytes, row_bytes).ok_or_else(uneven)?;
-            goes_on = self.device.put(storage, &keys, rows, &snapshot, &mut left_out)?;
+        let row_bytes = self.table.row_bytes();
+        let mut snapshot = snapshot.clone();
+        while !piece.keys.is_empty() {
+            let rows = Rows::new(&piece.rows, row_bytes).ok_or_else(uneven)?;
+            let mut left_out = Vec::new();
+            self.device.put(storage, part, (&piece.keys, rows), &snapshot, &mut left_out)?;
+            // Keys that may have been written since they were read are read again: a whole table must not lack them.
+            snapshot = self.store.clock(storage)?.snapshot();
+            (piece.keys, piece.rows) = self.read(&left_out)?;
         }
-        piece.keys.clear();
-        piece.rows.clear();
-        Ok(goes_on)
+        Ok(())
     }
 
     /// Reads rows from the tiers below: of those keys that have one.

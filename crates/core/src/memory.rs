@@ -3,19 +3,20 @@
 //! The bridge hands an allocator to the host tier, so that rows can live in memory that a GPU reads by itself (pinned)
 //! although the host tier knows nothing of GPUs.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::ptr::NonNull;
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// A large, zero-filled piece of memory that is given back when it is dropped.
-///
-/// Anonymous memory is used here: pages are resident only once they are written.
 #[derive(Debug)]
 pub struct Block {
     address: NonNull<u8>,
     num_bytes: usize,
     release: fn(NonNull<u8>, usize),
+    /// What makes it readable for devices.
+    keeper: Option<Box<dyn Any + Send + Sync>>,
 }
 
 // SAFETY: a Block owns its memory alone, as a Vec<u8> does; `release` is a plain function that any thread may call.
@@ -30,7 +31,16 @@ impl Block {
     /// The memory is readable and writable, zero-filled, aligned to 64 bytes, nobody else's, and stays so until
     /// `release(address, num_bytes)` is called, which happens once.
     pub unsafe fn from_raw(address: NonNull<u8>, num_bytes: usize, release: fn(NonNull<u8>, usize)) -> Self {
-        Self { address, num_bytes, release }
+        Self { address, num_bytes, release, keeper: None }
+    }
+
+    /// The same block, which devices can read, at the addresses that the host uses, while `keeper` lives: until the block is
+    /// dropped, just before its memory goes.
+    #[must_use]
+    pub fn reachable(self, keeper: impl Send + Sync + 'static) -> Self {
+        let mut block = self;
+        block.keeper = Some(Box::new(keeper));
+        block
     }
 
     /// First byte; aligned to 64 bytes.
@@ -42,10 +52,16 @@ impl Block {
     pub fn num_bytes(&self) -> usize {
         self.num_bytes
     }
+
+    /// True if devices can read the memory by themselves.
+    pub fn is_reachable(&self) -> bool {
+        self.keeper.is_some()
+    }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
+        self.keeper = None;
         (self.release)(self.address, self.num_bytes);
     }
 }
@@ -59,7 +75,7 @@ pub trait BlockAllocator: Send + Sync + Debug {
     fn allocate(&self, num_bytes: usize) -> Result<Block>;
 }
 
-/// Memory straight from the operating system: whole pages, given back to it at once.
+/// Memory straight from the operating system: whole pages, resident once they are written, given back at once.
 #[derive(Debug, Default)]
 pub struct MmapAllocator;
 
@@ -110,6 +126,26 @@ mod tests {
         let bytes = unsafe { std::slice::from_raw_parts_mut(block.address().as_ptr(), block.num_bytes()) };
         assert!(bytes.iter().all(|&byte| byte == 0));
         bytes.fill(1);
+    }
+
+    #[test]
+    fn what_makes_a_block_reachable_ends_before_its_memory_does() {
+        use std::sync::Mutex;
+        static ENDED: Mutex<Vec<&str>> = Mutex::new(Vec::new());
+        struct Keeper;
+        impl Drop for Keeper {
+            fn drop(&mut self) {
+                ENDED.lock().unwrap().push("keeper");
+            }
+        }
+        let address = NonNull::new(64 as *mut u8).unwrap();
+        // SAFETY: nobody uses the address.
+        let block = unsafe { Block::from_raw(address, 64, |_, _| ENDED.lock().unwrap().push("memory")) };
+        assert!(!block.is_reachable());
+        let block = block.reachable(Keeper);
+        assert!(block.is_reachable() && ENDED.lock().unwrap().is_empty());
+        drop(block);
+        assert_eq!(*ENDED.lock().unwrap(), ["keeper", "memory"]);
     }
 
     #[test]

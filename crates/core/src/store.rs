@@ -14,7 +14,7 @@ use crate::observer::Observer;
 use crate::promoter::Promoter;
 use crate::row::{Rows, RowsMut};
 use crate::stats::{LookupCounters, LookupCounts, TableStats};
-use crate::tier::{CacheTier, TableSpec, TierKind, TierUsage, TruthTier};
+use crate::tier::{CacheTier, TableSpec, Tier, TierKind, TierUsage, TruthTier};
 use crate::update_clock::UpdateClock;
 use crate::walk::{Walk, out_of_range, start_gatherers};
 
@@ -302,7 +302,7 @@ impl EmbeddingStore {
                 Err(failure)
             }),
         });
-        self.write_devices(written, |device| match is_written {
+        self.write_devices(table, written, |device| match is_written {
             false => device.forget(table, keys),
             true => device.update(table, keys, rows),
         })
@@ -319,7 +319,7 @@ impl EmbeddingStore {
         clock.advance(keys);
         let is_written = written.is_ok();
         let written = self.write_caches(clock, keys, written, |cache| cache.erase(table, keys));
-        self.write_devices(written, |device| match is_written {
+        self.write_devices(table, written, |device| match is_written {
             false => device.forget(table, keys),
             true => device.erase(table, keys),
         })
@@ -341,13 +341,22 @@ impl EmbeddingStore {
         })
     }
 
-    /// The same for all devices.
+    /// The same for all devices. Then the places of replaced rows, which devices may have been reading, are free.
     fn write_devices(
         &self,
+        table: TableId,
         written: Result<()>,
         write: impl Fn(&dyn DeviceTier) -> Result<()>,
     ) -> Result<()> {
-        self.devices.iter().fold(written, |first, device| first.and(write(device.as_ref())))
+        let on_devices = self.devices.iter().fold(Ok(()), |first, device| first.and(write(device.as_ref())));
+        let caches = self.walk.caches.iter().map(|cache| cache.as_ref() as &dyn Tier);
+        for tier in caches.chain([self.walk.truth.as_ref() as &dyn Tier]) {
+            match on_devices {
+                Ok(()) => tier.reclaim(table),
+                Err(_) => tier.abandon_replaced(table),
+            }
+        }
+        written.and(on_devices)
     }
 
     /// Waits until every row that a finished lookup offered for promotion, or left for later, was taken in or dropped.

@@ -88,6 +88,13 @@ pub trait Tier: Send + Sync {
     /// As [`Tier::insert`].
     fn erase(&self, table: TableId, keys: &[Key]) -> Result<()>;
 
+    /// Says that no device reads rows any more that writes have replaced or removed, as far as these writes have ended: their
+    /// places may be used again. For tiers whose rows devices read ([`crate::device::ReachableRows`]).
+    fn reclaim(&self, _table: TableId) {}
+
+    /// Says that devices may go on reading such rows: their places are never used again.
+    fn abandon_replaced(&self, _table: TableId) {}
+
     /// What is held of a table. May be an estimate where an exact count would cost a scan; says so in the
     /// implementation.
     ///

@@ -985,16 +985,6 @@ fn a_piece_of_keys_that_are_all_gone_does_not_end_the_filling() {
 }
 
 #[test]
-fn filling_stops_when_the_device_takes_no_more() {
-    let by_order = wide(Some(AT_ONCE + 10));
-    by_order.store.fill_devices(&|_, _| Ok(Some((0..250).collect())), &Silent).unwrap();
-    let puts = by_order.device.keys_of("put");
-    assert_eq!(puts.concat(), (0..2 * AT_ONCE as u64).collect::<Vec<Key>>());
-    assert_eq!(by_order.device.held_keys(STORAGE), (0..AT_ONCE as u64 + 10).collect::<Vec<Key>>());
-    by_order.check_rows();
-}
-
-#[test]
 fn a_cache_of_which_nothing_is_known_is_given_the_first_rows_of_the_scan_up_to_its_capacity() {
     for capacity in [1, 99, 100, 101, 250, 1_000] {
         let wide = wide(Some(capacity));

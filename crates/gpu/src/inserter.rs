@@ -1,6 +1,7 @@
 //! The thread behind a GPU's lookups: takes missed rows into caches, and workspaces back into their pool.
 //!
-//! Lookups hand it the workspaces that hold rows; for uvm tables it looks by itself which keys lookups wanted.
+//! Lookups hand it the workspaces that hold rows; for tables behind whose cache the GPU reads rows by
+//! itself, it looks which keys lookups wanted.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,7 +23,7 @@ use crate::workspace::Retiring;
 
 /// How often it looks whether kernels have ended, while some are under way.
 const POLL: Duration = Duration::from_micros(200);
-/// How often it looks for keys that uvm lookups wanted: while there are lookups, and in case a graph is replayed.
+/// How often it looks for keys that lookups wanted: while there are lookups, and in case a graph is replayed.
 const WANTED_BUSY: Duration = Duration::from_millis(2);
 const WANTED_IDLE: Duration = Duration::from_millis(50);
 /// How long it rests after something went wrong.
@@ -146,10 +147,10 @@ impl Worker {
 
     /// Waits for work, or until it is time to look around.
     fn next(&self) -> (Vec<(Retiring, Option<Insertion>)>, bool) {
-        let has_uvm = self.shared.tables.iter().flatten().any(|table| table.wanted_address() != 0);
+        let has_wanted = self.shared.tables.iter().flatten().any(|table| table.wanted_address() != 0);
         let mut waiting = self.queue.waiting.lock();
         if waiting.jobs.is_empty() && !waiting.is_closed {
-            let pause = match (self.busy.is_empty(), has_uvm) {
+            let pause = match (self.busy.is_empty(), has_wanted) {
                 (false, _) => Some(POLL),
                 (true, true) if self.shared.has_been_used.load(Ordering::Relaxed) => Some(WANTED_BUSY),
                 (true, true) => Some(WANTED_IDLE),
@@ -233,7 +234,7 @@ impl Worker {
         Ok(Some(event))
     }
 
-    /// Copies rows that uvm lookups wanted into their caches.
+    /// Copies rows that lookups wanted into their caches.
     fn take_wanted(&mut self) -> Result<()> {
         let device = self.shared.device;
         for (table, taken) in self.shared.tables.iter().zip(&mut self.taken) {

@@ -20,7 +20,8 @@
 //! ```text
 //! static        first  = all rows, in GPU memory (or pinned host memory)
 //! uvm           first  = a cache in GPU memory        second = all rows, in pinned host memory
-//! dynamic       first  = a cache in GPU memory        missed keys go to the host
+//! dynamic       first  = a cache in GPU memory        second = a map of rows that the host tier holds in pinned memory;
+//!                                                      keys that neither shows go to the host
 //!
 //! a set table   tags      [16 x u16] per set, 32 bytes: one sector, what a hit reads beside the row
 //!               keys      [16 x u64] per set, only if tags cannot be exact: one more sector
@@ -32,6 +33,9 @@
 //!
 //! A key may lie in any of 32 slots, those of two sets. A hit costs 8 (key) + 32 (tags; 64 with keys) + 2 rows.
 //!
+//! A map is a set table whose rows are addresses, 8 bytes each. It takes 10.5 bytes of GPU memory per row of the host tier (19
+//! with keys), and one more access in GPU memory for a row that the cache lacks.
+//!
 //! # Who may write what, and what a reader sees
 //!
 //! Changes of a GPU's tables are sent by one [`writer`] under one lock, to one stream: they have an order, and the rule of
@@ -40,11 +44,19 @@
 //! returns each row whole, in the version before or after a change, never another key's. The rules for kernels stand in
 //! `cuda/include/set_table.cuh`.
 //!
+//! Rows that a map shows belong to the host tier, which never changes a row where it lies ([`hps_core::device::ReachableRows`]):
+//!
+//! ```text
+//! 1. the host tier writes the new row to a place of its own; CPU lookups see it, GPUs still read the old place
+//! 2. on every GPU the map is changed, then the cache; the host waits for both kernels
+//! 3. the old place is free. A lookup that read it meanwhile sees that a writer has begun (2), and reads again.
+//! ```
+//!
 //! # Streams
 //!
-//! A lookup touches the caller's keys and rows in the caller's stream alone. Tables that hold all rows (`static`, `uvm`) only
-//! send one kernel: no host, no allocation, so they can be captured into graphs. Others (`dynamic`) wait for one word that the
-//! kernel writes to host memory, and go on at once if nothing was missed.
+//! A lookup touches the caller's keys and rows in the caller's stream alone. If the GPU finds every row by itself (`static`,
+//! `uvm`, and `dynamic` with a map of all rows), it only sends one kernel: no host, no allocation, so it can be captured into
+//! graphs. Else it waits for one word that the kernel writes to host memory, and goes on at once if nothing was missed.
 
 mod abi;
 mod architectures;
@@ -65,5 +77,6 @@ mod workspace;
 mod writer;
 
 pub use driver::{CaptureSafe, device_count};
-pub use plan::{CacheKind, TableSettings};
+pub use memory::PinnedAllocator;
+pub use plan::{CacheKind, Reach, TableSettings};
 pub use tier::{FrontSettings, GpuTier};

@@ -1,8 +1,11 @@
 //! Memory of a GPU, and host memory that GPUs read and write by themselves.
 
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hps_core::memory::{Block, BlockAllocator, MmapAllocator};
+use hps_core::observer::Observer;
 use hps_core::{Error, ErrorKind, Result};
 
 use crate::driver::{self, Device, StreamHandle};
@@ -61,12 +64,92 @@ impl Drop for DeviceBuffer {
 const PIN_BYTES: usize = 1 << 30;
 const PAGE_BYTES: usize = 4096;
 
+/// Zero-filled host memory that every GPU reads and writes at the addresses that the host uses. The device must have been
+/// entered. Whoever launches kernels on the memory waits for them before it drops the block.
+///
+/// # Errors
+/// `OutOfMemory` if the system has no such memory, or does not let it be pinned.
+fn pinned_block(device: &'static Device, num_bytes: usize) -> Result<Block> {
+    let num_bytes = num_bytes.max(1).checked_next_multiple_of(PAGE_BYTES).ok_or_else(too_large)?;
+    let block = MmapAllocator.allocate(num_bytes)?;
+    let mut pinned = Pinned { device, addresses: Vec::new() };
+    for offset in (0..num_bytes).step_by(PIN_BYTES) {
+        let piece = PIN_BYTES.min(num_bytes - offset);
+        let address = block.address().as_ptr() as u64 + offset as u64;
+        // SAFETY: pages of the block, which are unpinned when `pinned` is dropped: before the block.
+        unsafe { driver::pin(address, piece) }.map_err(|why| {
+            Error::new(
+                ErrorKind::OutOfMemory,
+                format!("{num_bytes} bytes of host memory cannot be pinned for GPUs; see `ulimit -l` and free memory"),
+            )
+            .caused_by(driver::text(why))
+        })?;
+        pinned.addresses.push(address);
+    }
+    Ok(block.reachable(pinned))
+}
+
+/// Pieces of memory that are pinned.
+struct Pinned {
+    device: &'static Device,
+    addresses: Vec<u64>,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // A lost context has nothing pinned any more.
+        if let Ok(_entered) = self.device.enter() {
+            for &address in &self.addresses {
+                // SAFETY: pinned by `pinned_block`; whoever launched kernels on it has waited for them.
+                unsafe { driver::unpin(address) };
+            }
+        }
+    }
+}
+
+/// Gives the host tier memory that GPUs read by themselves. Where it cannot be pinned, memory that they cannot read: the host
+/// then reads rows for them.
+pub struct PinnedAllocator {
+    device: &'static Device,
+    observer: Arc<dyn Observer>,
+    has_warned: AtomicBool,
+}
+
+impl PinnedAllocator {
+    /// The memory is pinned through the GPU `ordinal`, for all of them.
+    ///
+    /// # Errors
+    /// As [`GpuTier::open`](crate::GpuTier::open) for that GPU.
+    pub fn new(ordinal: usize, observer: Arc<dyn Observer>) -> Result<Self> {
+        Ok(Self { device: Device::open(ordinal)?, observer, has_warned: AtomicBool::new(false) })
+    }
+}
+
+impl BlockAllocator for PinnedAllocator {
+    fn allocate(&self, num_bytes: usize) -> Result<Block> {
+        let pinned = self.device.enter().and_then(|_entered| pinned_block(self.device, num_bytes));
+        pinned.or_else(|why| {
+            let block = MmapAllocator.allocate(num_bytes)?;
+            if !self.has_warned.swap(true, Ordering::Relaxed) {
+                self.observer.warn(&format!(
+                    "{why}; GPUs do not read the rows of such tables by themselves, but wait for the host"
+                ));
+            }
+            Ok(block)
+        })
+    }
+}
+
+impl std::fmt::Debug for PinnedAllocator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PinnedAllocator").field("device", &self.device.ordinal()).finish_non_exhaustive()
+    }
+}
+
 /// Host memory that every GPU reads and writes at the addresses that the host uses. Zero-filled at first.
 #[derive(Debug)]
 pub(crate) struct PinnedBuffer {
-    device: &'static Device,
     block: Block,
-    pinned: Vec<u64>,
 }
 
 impl PinnedBuffer {
@@ -75,25 +158,8 @@ impl PinnedBuffer {
     /// # Errors
     /// `OutOfMemory` if the system has no such memory, or does not let it be pinned.
     pub(crate) fn new(device: &'static Device, num_bytes: u64) -> Result<Self> {
-        let num_bytes =
-            usize::try_from(num_bytes.max(1)).map_err(|_| too_large())?.next_multiple_of(PAGE_BYTES);
-        let block = MmapAllocator.allocate(num_bytes)?;
-        let mut buffer = Self { device, block, pinned: Vec::new() };
-        let start = buffer.block.address().as_ptr() as u64;
-        for offset in (0..num_bytes).step_by(PIN_BYTES) {
-            let piece = PIN_BYTES.min(num_bytes - offset);
-            let address = start + offset as u64;
-            // SAFETY: pages of the block, which lives until they are unpinned in `drop`.
-            unsafe { driver::pin(address, piece) }.map_err(|why| {
-                Error::new(
-                    ErrorKind::OutOfMemory,
-                    format!("{num_bytes} bytes of host memory cannot be pinned for GPUs; see `ulimit -l` and free memory"),
-                )
-                .caused_by(driver::text(why))
-            })?;
-            buffer.pinned.push(address);
-        }
-        Ok(buffer)
+        let num_bytes = usize::try_from(num_bytes).map_err(|_| too_large())?;
+        Ok(Self { block: pinned_block(device, num_bytes)? })
     }
 
     pub(crate) fn address(&self) -> u64 {
@@ -140,17 +206,6 @@ impl PinnedBuffer {
         }
         // SAFETY: `offset` is within the block.
         Some(unsafe { self.block.address().add(offset) }.cast())
-    }
-}
-
-impl Drop for PinnedBuffer {
-    fn drop(&mut self) {
-        if let Ok(_entered) = self.device.enter() {
-            for &address in &self.pinned {
-                // SAFETY: pinned by `new`; whoever launched kernels on it has waited for them.
-                unsafe { driver::unpin(address) };
-            }
-        }
     }
 }
 

@@ -17,6 +17,15 @@ use crate::workspace::{Retiring, Workspace};
 /// Rows that are looked up before the first of them travel to the GPU.
 const PIECE_BYTES: usize = 2 << 20;
 
+/// What becomes of the keys of a table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MissedSettings {
+    /// The cache wants the rows.
+    pub(crate) is_cached: bool,
+    /// Hits are counted by the host; else the kernel has counted them.
+    pub(crate) counts_hits: bool,
+}
+
 /// See the module. Dropped, its workspace goes back to the pool once the kernels that use it have ended.
 #[derive(Debug)]
 pub(crate) struct Missed {
@@ -28,8 +37,7 @@ pub(crate) struct Missed {
     lookup: DeviceLookup,
     /// The caller waits for the rows.
     is_answer: bool,
-    /// The cache wants the rows.
-    is_cached: bool,
+    settings: MissedSettings,
     num_missed: Option<usize>,
     /// The piece under way: its first key in the list, its first row in the workspace, its length.
     start: usize,
@@ -53,7 +61,7 @@ impl Missed {
         table: TableId,
         workspace: Workspace,
         lookup: DeviceLookup,
-        is_cached: bool,
+        settings: MissedSettings,
     ) -> Self {
         Self {
             shared,
@@ -62,7 +70,7 @@ impl Missed {
             workspace: Some(workspace),
             lookup,
             is_answer: true,
-            is_cached,
+            settings,
             num_missed: None,
             start: 0,
             row: 0,
@@ -126,7 +134,7 @@ impl Missed {
         let event = self.copies_event()?;
         let Some(workspace) = self.workspace.take() else { return Ok(()) };
         let retiring = Retiring { workspace, has_answered: self.num_missed.is_some(), event };
-        let insertion = self.snapshot.take().filter(|_| self.is_cached).map(|snapshot| Insertion {
+        let insertion = self.snapshot.take().filter(|_| self.settings.is_cached).map(|snapshot| Insertion {
             table: self.table,
             start: self.kept,
             end: self.start + self.len,
@@ -164,7 +172,8 @@ impl MissedKeys for Missed {
         {
             self.shared.pool.give(workspace);
         }
-        Ok((self.lookup.num_keys - num_missed, num_missed))
+        let num_hits = if self.settings.counts_hits { self.lookup.num_keys - num_missed } else { 0 };
+        Ok((num_hits, num_missed))
     }
 
     fn next_piece(&mut self) -> Result<Option<(&[Key], RowsMut<'_>)>> {

@@ -4,6 +4,7 @@ use hps_core::{Error, ErrorKind, Result, TableId};
 
 use crate::abi;
 use crate::geometry::{Geometry, TagMode, choose_mode};
+use crate::set_table::RowPlace;
 
 /// How the rows of a table reach a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,17 @@ impl CacheKind {
     }
 }
 
+/// Which rows of a table below its cache a GPU reads by itself, where they lie in host memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// None.
+    Nothing,
+    /// Those that host memory holds; others are asked for.
+    Some,
+    /// All: host memory is the truth.
+    All,
+}
+
 /// What a GPU is told of a table before it is opened.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TableSettings {
@@ -42,17 +54,29 @@ pub struct TableSettings {
     pub cache_share: f64,
     /// Hit rate above which missed keys are answered with the default row; None: never.
     pub hit_rate_threshold: Option<f64>,
+    /// What of it the GPU can read in host memory.
+    pub reach: Reach,
     /// Rows of the table.
     pub num_rows: u64,
     /// No key of the table is larger; None if that is not known.
     pub largest_key: Option<u64>,
 }
 
+impl TableSettings {
+    /// True if the GPU is told where rows lie in host memory. Not if missed keys may be answered with the default row: they are
+    /// not worth reading then.
+    pub(crate) fn has_map(&self) -> bool {
+        let is_exact = self.hit_rate_threshold.is_none_or(|threshold| threshold >= 1.0);
+        self.kind == CacheKind::Dynamic && self.reach > Reach::Nothing && is_exact
+    }
+}
+
 /// The shape of a table's parts, and what they take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) first: Geometry,
-    pub(crate) second: Option<Geometry>,
+    /// What the GPU reads that the first part lacks: all rows, or a map of where they are.
+    pub(crate) second: Option<(Geometry, RowPlace)>,
     /// The first part's rows are in host memory.
     pub(crate) first_on_host: bool,
 }
@@ -71,10 +95,17 @@ impl Plan {
             }
         };
         // A table that holds all rows must be able to take in new keys: ids that grow, within reason.
-        let growth = if kind.holds_all() { KEY_GROWTH } else { 1 };
+        let has_map = settings.has_map();
+        let growth = if kind.holds_all() || has_map { KEY_GROWTH } else { 1 };
         let largest_key = settings.largest_key.map(|key| key.saturating_mul(growth));
         let mode = |smallest: u64| choose_mode(smallest, largest_key);
         let plan = match kind {
+            CacheKind::Dynamic if has_map => {
+                let mapped = num_rows.saturating_add(num_rows / MAP_GROWTH);
+                let mode = mode(cache_slots.min(mapped));
+                let map = Geometry::for_all(mapped, size_of::<u64>(), mode)?;
+                Self { first: cache(mode)?, second: Some((map, RowPlace::Map)), first_on_host: false }
+            }
             CacheKind::Dynamic => {
                 Self { first: cache(mode(cache_slots))?, second: None, first_on_host: false }
             }
@@ -92,7 +123,7 @@ impl Plan {
                 let mode = mode(cache_slots.min(num_rows));
                 Self {
                     first: cache(mode)?,
-                    second: Some(Geometry::for_all(num_rows, row_bytes, mode)?),
+                    second: Some((Geometry::for_all(num_rows, row_bytes, mode)?, RowPlace::Host)),
                     first_on_host: false,
                 }
             }
@@ -103,19 +134,25 @@ impl Plan {
     /// GPU memory that it takes.
     pub(crate) fn gpu_bytes(&self) -> u64 {
         let rows = if self.first_on_host { 0 } else { self.first.rows_bytes() };
-        let second = self.second.map_or(0, |second| second.index_bytes() + WANTED_BYTES);
+        let second = self.second.map_or(0, |(second, place)| {
+            let rows = if place == RowPlace::Host { 0 } else { second.rows_bytes() };
+            second.index_bytes() + rows + WANTED_BYTES
+        });
         self.first.index_bytes() + rows + second
     }
 
     /// Pinned host memory that it takes.
     pub(crate) fn host_bytes(&self) -> u64 {
         let first = if self.first_on_host { self.first.rows_bytes() } else { 0 };
-        first + self.second.map_or(0, |second| second.rows_bytes())
+        let second = self.second.filter(|&(_, place)| place == RowPlace::Host);
+        first + second.map_or(0, |(second, _)| second.rows_bytes())
     }
 }
 
 /// Keys up to so many times the largest one can be added to a table that holds all rows.
 const KEY_GROWTH: u64 = 16;
+/// A map has room for this fraction of rows more than there are.
+const MAP_GROWTH: u64 = 8;
 const WANTED_BYTES: u64 = size_of::<abi::HpsWantedKeys>() as u64;
 
 /// Refuses plans that need more GPU memory than is free, and shows the sum.
@@ -160,6 +197,7 @@ mod tests {
             kind,
             cache_share,
             hit_rate_threshold: None,
+            reach: Reach::Nothing,
             num_rows,
             largest_key: Some(num_rows),
         }
@@ -176,7 +214,7 @@ mod tests {
         assert_eq!(on_host.host_bytes(), whole.first.rows_bytes());
         assert_eq!(on_host.gpu_bytes() + on_host.host_bytes(), whole.gpu_bytes());
         let uvm = Plan::new(&settings(CacheKind::Uvm, 1_000_000, 0.1)).unwrap();
-        assert_eq!(uvm.first.mode, uvm.second.unwrap().mode);
+        assert_eq!(uvm.first.mode, uvm.second.unwrap().0.mode);
         assert!(uvm.host_bytes() >= 128_000_000);
     }
 
@@ -192,7 +230,25 @@ mod tests {
         let mut settings = settings(CacheKind::Uvm, 1_000_000, 0.0001);
         settings.largest_key = Some(1 << 31);
         let plan = Plan::new(&settings).unwrap();
-        assert_eq!((plan.first.mode, plan.second.unwrap().mode), (TagMode::Hashed, TagMode::Hashed));
+        assert_eq!((plan.first.mode, plan.second.unwrap().0.mode), (TagMode::Hashed, TagMode::Hashed));
+    }
+
+    #[test]
+    fn a_map_takes_an_address_for_each_row_and_has_room_to_grow() {
+        let mut settings = settings(CacheKind::Dynamic, 1_000_000, 0.1);
+        let without = Plan::new(&settings).unwrap();
+        settings.reach = Reach::All;
+        let plan = Plan::new(&settings).unwrap();
+        let (map, place) = plan.second.unwrap();
+        assert_eq!((plan.first.num_slots(), map.row_bytes, place), (100_000, 8, RowPlace::Map));
+        assert!((1_180_000..1_200_000).contains(&map.num_slots()));
+        assert!(plan.gpu_bytes() > without.gpu_bytes() + map.num_slots() * 10);
+        assert_eq!(plan.host_bytes(), 0);
+        // Where default rows will do, rows in host memory are not worth reading.
+        for (threshold, has_map) in [(0.0, false), (0.9, false), (1.0, true)] {
+            settings.hit_rate_threshold = Some(threshold);
+            assert_eq!(Plan::new(&settings).unwrap().second.is_some(), has_map);
+        }
     }
 
     #[test]

@@ -12,6 +12,19 @@ use crate::memory::{DeviceBuffer, PinnedBuffer};
 enum RowMemory {
     Gpu(DeviceBuffer),
     Host(PinnedBuffer),
+    /// Elsewhere: here are their addresses.
+    Map(DeviceBuffer),
+}
+
+/// Where the rows of a new table are to lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowPlace {
+    /// In GPU memory.
+    Gpu,
+    /// In pinned host memory.
+    Host,
+    /// Wherever they are: the table holds addresses, in GPU memory.
+    Map,
 }
 
 /// Owner of an `HpsSetTable`. All slots are empty at first.
@@ -34,14 +47,15 @@ impl SetTable {
     pub(crate) fn new(
         device: &'static Device,
         geometry: Geometry,
-        has_rows_on_host: bool,
+        place: RowPlace,
         stream: &Stream,
     ) -> Result<Self> {
         let zeroed = |num_bytes| DeviceBuffer::zeroed(device, num_bytes, stream.handle());
-        let rows = if has_rows_on_host {
-            RowMemory::Host(PinnedBuffer::new(device, geometry.rows_bytes())?)
-        } else {
-            RowMemory::Gpu(DeviceBuffer::new(device, geometry.rows_bytes())?)
+        let rows = match place {
+            RowPlace::Host => RowMemory::Host(PinnedBuffer::new(device, geometry.rows_bytes())?),
+            RowPlace::Gpu => RowMemory::Gpu(DeviceBuffer::new(device, geometry.rows_bytes())?),
+            // Zero is no address: readers may look at a slot that is being filled for the first time.
+            RowPlace::Map => RowMemory::Map(zeroed(geometry.rows_bytes())?),
         };
         let mut table = Self {
             geometry,
@@ -76,7 +90,7 @@ impl SetTable {
             versions: self.versions.address(),
             writers: self.writers.address(),
             rows: match &self.rows {
-                RowMemory::Gpu(rows) => rows.address(),
+                RowMemory::Gpu(rows) | RowMemory::Map(rows) => rows.address(),
                 RowMemory::Host(rows) => rows.address(),
             },
             key_bound: self.geometry.key_bound(),
@@ -84,7 +98,14 @@ impl SetTable {
             reciprocal: u32::MAX / self.geometry.num_sets.max(1),
             key_mask,
             key_shift,
+            is_map: u32::from(self.is_map()),
+            unused: 0,
         }
+    }
+
+    /// True if it holds addresses of rows.
+    pub(crate) fn is_map(&self) -> bool {
+        matches!(self.rows, RowMemory::Map(_))
     }
 
     /// Address of the sums of all modifications.

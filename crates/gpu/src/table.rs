@@ -8,14 +8,15 @@ use crate::abi::{self, HpsDump, HpsModify, HpsSetTable};
 use crate::driver::{Device, Stream};
 use crate::geometry::TagMode;
 use crate::memory::DeviceBuffer;
-use crate::plan::{CacheKind, Plan, TableSettings};
-use crate::set_table::{SetTable, rows_held};
+use crate::plan::{CacheKind, Plan, Reach, TableSettings};
+use crate::set_table::{RowPlace, SetTable, rows_held};
 
 /// Chances, in 1/1024, when a full set is asked to take in a new row: that a row in use goes for it, and that one row loses a
 /// mark. A new row that is never asked for again must not push out one that is; a row whose time has passed must go at last.
 const EVICT_PROVEN: u32 = 16;
 const FORGET: u32 = 8;
-/// How often room is looked for if other rows are on the move: a table that holds all rows must find it, a cache may not.
+/// How often room is looked for if other rows are on the move: a table that holds all rows, or a map of them, must find it, a
+/// cache may not.
 const ATTEMPTS_WHOLE: u32 = 4096;
 const ATTEMPTS_CACHE: u32 = 8;
 /// Marks of rows that are there from the start.
@@ -33,19 +34,27 @@ pub(crate) struct GpuTable {
     refused: AtomicU64,
     /// A table that has to hold all rows does not: lookups would give default rows for keys that have others.
     is_incomplete: AtomicBool,
+    /// The map shows every row that there is.
+    maps_all: AtomicBool,
 }
 
 /// How a modification treats keys and rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Change {
-    /// Rows that are there from the start, or come by updates: added or overwritten; not in a cache that is full.
+    /// Rows that are there from the start: added or overwritten in the part that holds all rows.
     Put,
-    /// Overwrites what is there; adds to a table that holds all rows.
+    /// The hottest of them: added to the cache or overwritten there, as long as there is room.
+    Warm,
+    /// Overwrites what is there; adds to a part that holds all rows.
     Update,
-    /// Rows that lookups asked for.
+    /// Rows that lookups asked for, into the cache.
     Insert,
     /// Removes.
     Erase,
+    /// Addresses of rows: added to the map or overwritten there.
+    Map,
+    /// Removes from the map.
+    Unmap,
 }
 
 /// Keys and rows where the device reads them.
@@ -66,8 +75,9 @@ impl GpuTable {
         stream: &Stream,
     ) -> Result<Self> {
         let named = |error: Error| error.at("table", &settings.name);
-        let first = SetTable::new(device, plan.first, plan.first_on_host, stream).map_err(named)?;
-        let second = plan.second.map(|geometry| SetTable::new(device, geometry, true, stream));
+        let place = if plan.first_on_host { RowPlace::Host } else { RowPlace::Gpu };
+        let first = SetTable::new(device, plan.first, place, stream).map_err(named)?;
+        let second = plan.second.map(|(geometry, place)| SetTable::new(device, geometry, place, stream));
         let second = second.transpose().map_err(named)?;
         let wanted = second
             .is_some()
@@ -80,6 +90,7 @@ impl GpuTable {
             wanted,
             refused: AtomicU64::new(0),
             is_incomplete: AtomicBool::new(false),
+            maps_all: AtomicBool::new(settings.has_map() && settings.reach == Reach::All),
             settings,
         })
     }
@@ -128,30 +139,58 @@ impl GpuTable {
             return Ok(());
         }
         // The whole table first: the cache must not hold what the table does not.
-        if let Some(second) = self.second.as_ref() {
-            let mode = match change {
-                Change::Erase => abi::HPS_ERASE,
-                Change::Put | Change::Update => abi::HPS_UPSERT,
-                // Such rows come from the second table.
-                Change::Insert => return Ok(()),
-            };
+        for part in self.second.iter().chain([&self.first]) {
+            let Some(mode) = self.mode_of(change, part) else { continue };
             // SAFETY: the caller's promise.
-            unsafe { self.modify(device, second, HpsSetTable::default(), mode, batch, stream)? };
+            unsafe { self.modify(device, part, HpsSetTable::default(), mode, batch, stream)? };
         }
-        let mode = match change {
-            Change::Erase => abi::HPS_ERASE,
-            Change::Update if !self.is_whole(&self.first) => abi::HPS_UPDATE_IF_PRESENT,
-            // Into a cache as long as there is room.
-            Change::Put | Change::Update => abi::HPS_UPSERT,
-            Change::Insert => abi::HPS_INSERT_IF_ABSENT,
-        };
-        // SAFETY: the caller's promise.
-        unsafe { self.modify(device, &self.first, HpsSetTable::default(), mode, batch, stream) }
+        Ok(())
+    }
+
+    /// What a change does to a part; None: nothing.
+    fn mode_of(&self, change: Change, part: &SetTable) -> Option<u32> {
+        if part.is_map() {
+            return match change {
+                Change::Map => Some(abi::HPS_UPSERT),
+                Change::Unmap => Some(abi::HPS_ERASE),
+                _ => None,
+            };
+        }
+        match (change, self.is_whole(part)) {
+            (Change::Put | Change::Update, true) | (Change::Warm, false) => Some(abi::HPS_UPSERT),
+            (Change::Update, false) => Some(abi::HPS_UPDATE_IF_PRESENT),
+            (Change::Insert, false) => Some(abi::HPS_INSERT_IF_ABSENT),
+            (Change::Erase, _) => Some(abi::HPS_ERASE),
+            _ => None,
+        }
+    }
+
+    /// Bytes of what a change brings for each key.
+    pub(crate) fn row_bytes_of(&self, change: Change) -> usize {
+        match change {
+            Change::Map => size_of::<u64>(),
+            _ => self.row_bytes() as usize,
+        }
     }
 
     /// True for the part that holds all rows: the second, or the first if there is no second.
     fn is_whole(&self, part: &SetTable) -> bool {
         self.settings.kind.holds_all() && std::ptr::eq(part, self.second.as_ref().unwrap_or(&self.first))
+    }
+
+    /// True if there is a map of where rows lie in host memory.
+    pub(crate) fn has_map(&self) -> bool {
+        self.second.as_ref().is_some_and(SetTable::is_map)
+    }
+
+    /// True if the GPU finds every row that there is by itself.
+    pub(crate) fn answers_all(&self) -> bool {
+        self.settings.kind.holds_all() || self.maps_all.load(Ordering::Acquire)
+    }
+
+    /// From now on the host is asked for keys that the map does not show. True if it was not before.
+    pub(crate) fn set_map_incomplete(&self) -> bool {
+        self.maps_all.swap(false, Ordering::AcqRel)
     }
 
     /// Sends copies of rows from the second table into the cache.
@@ -185,6 +224,7 @@ impl GpuTable {
         stream: &Stream,
     ) -> Result<()> {
         let inserts = mode == abi::HPS_INSERT_IF_ABSENT;
+        let needs_room = self.is_whole(table) || table.is_map();
         let modify = HpsModify {
             table: table.for_kernels(),
             source,
@@ -193,24 +233,26 @@ impl GpuTable {
             indices: batch.indices,
             results: table.results_address(),
             num_keys: batch.num_keys,
-            row_bytes: self.row_bytes(),
+            row_bytes: table.geometry().row_bytes,
             mode,
             mark: if inserts { 0 } else { MARK_FULL },
             evict_proven: EVICT_PROVEN,
             forget: FORGET,
             displace: match mode {
-                abi::HPS_UPSERT if self.is_whole(table) => ATTEMPTS_WHOLE,
+                abi::HPS_UPSERT if needs_room => ATTEMPTS_WHOLE,
                 abi::HPS_UPSERT => ATTEMPTS_CACHE,
                 _ => 0,
             },
+            displace_far: u32::from(needs_room),
             seed: batch.num_keys,
+            unused: 0,
         };
         // SAFETY: the tables live as long as `self`, which is not dropped before its stream was waited for; the rest is the
         // caller's promise.
         unsafe { device.modify(self.mode, &modify, stream.handle()) }
     }
 
-    /// Rows that the table which holds all rows, or else the cache, has refused since this was last asked. For the owner of the
+    /// Rows that the part which holds all rows, or the map, or else the cache, has refused since this was last asked. For the owner of the
     /// writer.
     pub(crate) fn newly_refused(&self, device: &Device, stream: &Stream) -> Result<u64> {
         let table = self.second.as_ref().unwrap_or(&self.first);

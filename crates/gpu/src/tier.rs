@@ -1,10 +1,11 @@
 //! The tier of one GPU: all tables of a store that are deployed on it.
 
 use std::borrow::Cow;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hps_core::device::{DeviceAnswer, DeviceLookup, DeviceTier};
+use hps_core::device::{DeviceAnswer, DeviceLookup, DeviceTier, Part, ReachableRows, Wants};
 use hps_core::observer::Observer;
 use hps_core::stats::LookupCounts;
 use hps_core::tier::{TierKind, TierUsage};
@@ -16,7 +17,7 @@ use crate::abi::{self, HpsLookup, HpsLookupCounters, HpsMissList, HpsUnique};
 use crate::driver::{Device, Stream, StreamHandle};
 use crate::inserter::Inserter;
 use crate::memory::DeviceBuffer;
-use crate::missed::Missed;
+use crate::missed::{Missed, MissedSettings};
 use crate::plan::{CacheKind, Plan, TableSettings, check_budget};
 use crate::table::{Change, GpuTable};
 use crate::workspace::Pool;
@@ -37,12 +38,11 @@ pub struct FrontSettings {
 struct Front {
     storage: TableId,
     default_row: DeviceBuffer,
-    /// Where tables that hold all rows count what lookups find.
+    /// Where kernels count what lookups find, if the host does not hear of it.
     counters: DeviceBuffer,
 }
 
 /// What lookups, changes and the thread behind them share.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) device: &'static Device,
     /// By storage table; None if it is not deployed here.
@@ -55,8 +55,17 @@ pub(crate) struct Shared {
     pub(crate) service: Mutex<Stream>,
     /// All changes go through it, in one order.
     pub(crate) writer: Mutex<Writer>,
-    /// A lookup of a uvm table was sent since the inserter last looked.
+    /// A lookup that may want rows in its cache was sent since the inserter last looked.
     pub(crate) has_been_used: AtomicBool,
+    /// Host memory whose rows the GPU reads by itself.
+    reachable: Option<Arc<dyn ReachableRows>>,
+    observer: Arc<dyn Observer>,
+}
+
+impl Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("device", &self.device).finish_non_exhaustive()
+    }
 }
 
 /// See the module.
@@ -68,7 +77,7 @@ pub struct GpuTier {
 
 impl GpuTier {
     /// Takes the memory of all tables on the GPU `ordinal`, after checking that it is there. There is a clock for each storage
-    /// table of the store.
+    /// table of the store. `reachable` is where rows lie that the tables' settings say can be reached.
     ///
     /// # Errors
     /// `NotFound` if there is no such GPU; `Unsupported` if the library has no kernels for it; `OutOfMemory`, with the sum,
@@ -78,6 +87,7 @@ impl GpuTier {
         tables: Vec<TableSettings>,
         fronts: Vec<FrontSettings>,
         clocks: Arc<[UpdateClock]>,
+        reachable: Option<Arc<dyn ReachableRows>>,
         observer: Arc<dyn Observer>,
     ) -> Result<Self> {
         let device = Device::open(ordinal)?;
@@ -118,6 +128,8 @@ impl GpuTier {
             service: Mutex::new(stream),
             writer: Mutex::new(Writer::new(device)?),
             has_been_used: AtomicBool::new(false),
+            reachable,
+            observer: Arc::clone(&observer),
         });
         let inserter = Inserter::start(Arc::clone(&shared), observer)?;
         Ok(Self { shared, inserter })
@@ -163,24 +175,69 @@ impl GpuTier {
     }
 
     /// Changes a table and waits until lookups see it. If that fails, old rows of the keys are not served any more: a cache
-    /// forgets them, a table that has to hold all rows refuses lookups.
+    /// forgets them, a table that has to hold all rows, or a map of them, refuses lookups.
     fn change(&self, table: TableId, change: Change, keys: &[Key], rows: Option<Rows<'_>>) -> Result<()> {
         let Some(held) = self.table(table)? else { return Ok(()) };
         let _entered = self.shared.device.enter()?;
         let mut writer = self.shared.writer.lock();
+        // The map first: the cache is filled from where it points to.
+        let mapped = self.map_again(&mut writer, held, keys);
+        let mut changed = mapped.and_then(|()| writer.change(held, change, keys, rows)).and_then(|()| writer.wait());
         let holds_all = held.settings.kind.holds_all();
-        let mut changed = writer.change(held, change, keys, rows).and_then(|()| writer.wait());
         if changed.is_ok() && matches!(change, Change::Update) && holds_all {
             changed = writer.check_refused(held);
         }
+        if changed.is_ok() && held.has_map() {
+            changed = self.check_map(&writer, held);
+        }
         changed.inspect_err(|_| {
             let is_forgotten = !holds_all
+                && !held.has_map()
                 && writer.change(held, Change::Erase, keys, None).and_then(|()| writer.wait()).is_ok();
             if !is_forgotten {
                 held.set_incomplete();
             }
         })
     }
+
+    /// Makes the map, if there is one, show where the rows of these keys lie now.
+    fn map_again(&self, writer: &mut Writer, held: &GpuTable, keys: &[Key]) -> Result<()> {
+        let Some(reachable) = self.shared.reachable.as_ref().filter(|_| held.has_map()) else { return Ok(()) };
+        let mut addresses = Vec::new();
+        // Under the writer's lock: who asks later is told later addresses, and publishes them later.
+        reachable.addresses(held.settings.storage, keys, &mut addresses)?;
+        let (mut found, mut bytes, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+        for (&key, &address) in keys.iter().zip(&addresses) {
+            if address == 0 {
+                absent.push(key);
+            } else {
+                found.push(key);
+                bytes.extend_from_slice(&address.to_le_bytes());
+            }
+        }
+        writer.change(held, Change::Map, &found, Some(addresses_as_rows(&bytes)?))?;
+        writer.change(held, Change::Unmap, &absent, None)
+    }
+
+    /// Keys for which the map has no room are looked for by the host. After the writer was waited for.
+    fn check_map(&self, writer: &Writer, held: &GpuTable) -> Result<()> {
+        let refused = held.newly_refused(self.shared.device, writer.stream())?;
+        if refused > 0 && held.set_map_incomplete() {
+            self.shared.observer.warn(&format!(
+                "table {}: {refused} new keys have no room in the map that was made on GPU {} when the store was opened (for {}); \
+                 lookups now wait for the host, cannot be captured, and graphs that were captured do not see the new keys: close \
+                 and open the store again",
+                held.settings.name,
+                self.shared.device.ordinal(),
+                held.capacity()
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn addresses_as_rows(bytes: &[u8]) -> Result<Rows<'_>> {
+    Rows::new(bytes, size_of::<u64>()).ok_or_else(|| Error::new(ErrorKind::Internal, "half an address"))
 }
 
 /// Keys by what is to be done about them.
@@ -215,14 +272,14 @@ impl Shared {
 
     /// What a lookup's kernel is told, but for the list of misses.
     fn parameters(&self, table: &GpuTable, front: &Front, lookup: &DeviceLookup, num_keys: u32) -> HpsLookup {
-        let holds_all = table.settings.kind.holds_all();
+        let answers_all = table.answers_all();
         HpsLookup {
             first: table.first(),
             second: table.second(),
             keys: lookup.keys,
             out: lookup.rows,
-            default_row: if holds_all { front.default_row.address() } else { 0 },
-            counters: if holds_all { front.counters.address() } else { 0 },
+            default_row: if answers_all { front.default_row.address() } else { 0 },
+            counters: if answers_all || table.has_map() { front.counters.address() } else { 0 },
             misses: HpsMissList::default(),
             wanted: table.wanted_address(),
             num_keys,
@@ -257,20 +314,21 @@ impl DeviceTier for GpuTier {
         let _entered = device.enter()?;
         let stream = StreamHandle(lookup.stream);
         let mut parameters = shared.parameters(held, front, lookup, num_keys);
-        if held.settings.kind.holds_all() {
+        if held.wanted_address() != 0 && !shared.has_been_used.load(Ordering::Relaxed) {
+            shared.has_been_used.store(true, Ordering::Relaxed);
+        }
+        if parameters.default_row != 0 {
             // SAFETY: the tier's memory lives until the store is closed, the caller's as DeviceLookup says.
             unsafe { device.lookup(held.mode(), &parameters, stream)? };
-            if held.settings.kind == CacheKind::Uvm && !shared.has_been_used.load(Ordering::Relaxed) {
-                shared.has_been_used.store(true, Ordering::Relaxed);
-            }
             return Ok(DeviceAnswer::Enqueued);
         }
 
         if device.is_capturing(stream)? {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "a lookup of a model with embedding_cache_type dynamic may need the host, so it cannot be captured into a CUDA \
-                 graph; use static or uvm, or keep the lookup out of the captured part",
+                "this lookup may need the host, so it cannot be captured into a CUDA graph: its table has embedding_cache_type \
+                 dynamic, and its rows are not all in host memory where the GPU reads them by itself; use static or uvm, or keep \
+                 the lookup out of the captured part",
             ));
         }
         let mut workspace = shared.pool.take(device, lookup.num_keys, &shared.service)?;
@@ -306,7 +364,7 @@ impl DeviceTier for GpuTier {
             front.storage,
             workspace,
             *lookup,
-            held.settings.kind != CacheKind::Bypass,
+            MissedSettings { is_cached: held.settings.kind != CacheKind::Bypass, counts_hits: !held.has_map() },
         );
         match threshold {
             None => Ok(DeviceAnswer::Missed(Box::new(missed))),
@@ -329,6 +387,7 @@ impl DeviceTier for GpuTier {
                 held.set_incomplete();
                 Ok(())
             }
+            // A map shows what the host holds, whatever that is.
             _ => self.change(table, Change::Erase, keys, None),
         }
     }
@@ -336,23 +395,45 @@ impl DeviceTier for GpuTier {
     fn put(
         &self,
         table: TableId,
-        keys: &[Key],
-        rows: Rows<'_>,
+        part: Part,
+        (keys, rows): (&[Key], Rows<'_>),
         snapshot: &ClockSnapshot,
         left_out: &mut Vec<Key>,
-    ) -> Result<bool> {
-        let Some(held) = self.table(table)? else { return Ok(false) };
+    ) -> Result<()> {
+        let Some(held) = self.table(table)? else { return Ok(()) };
         let _entered = self.shared.device.enter()?;
         let mut writer = self.shared.writer.lock();
         // In the order of writes: whoever writes the keys later overwrites what is put here.
         let current = self.current(table, keys, rows, &[], snapshot)?;
         left_out.extend(&current.stale);
-        writer.change(held, Change::Put, &current.keys, Some(current.rows()?))?;
-        if held.settings.kind.holds_all() {
-            writer.wait()?;
-            writer.check_refused(held)?;
+        let current_rows = Some(current.rows()?);
+        match part {
+            Part::Cache => writer.change(held, Change::Warm, &current.keys, current_rows),
+            Part::Whole => {
+                writer.change(held, Change::Put, &current.keys, current_rows)?;
+                writer.wait()?;
+                writer.check_refused(held)
+            }
         }
-        Ok(true)
+    }
+
+    fn map_rows(&self, table: TableId, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let Some(held) = self.table(table)?.filter(|held| held.has_map()) else { return Ok(()) };
+        let Some(reachable) = &self.shared.reachable else { return Ok(()) };
+        let mut done = 0;
+        let mut bytes = Vec::new();
+        let _entered = self.shared.device.enter()?;
+        reachable.scan_addresses(table, &mut |keys, addresses| {
+            bytes.clear();
+            bytes.extend(addresses.iter().flat_map(|address| address.to_le_bytes()));
+            self.shared.writer.lock().change(held, Change::Map, keys, Some(addresses_as_rows(&bytes)?))?;
+            done += keys.len() as u64;
+            progress(done);
+            Ok(())
+        })?;
+        let writer = self.shared.writer.lock();
+        writer.wait()?;
+        self.check_map(&writer, held)
     }
 
     fn refresh(
@@ -373,11 +454,12 @@ impl DeviceTier for GpuTier {
         writer.wait()
     }
 
-    fn wants(&self, table: TableId) -> Option<u64> {
-        match self.table(table) {
-            Ok(Some(held)) if held.settings.kind.holds_all() => None,
-            Ok(Some(held)) if held.settings.kind == CacheKind::Dynamic => Some(held.num_slots()),
-            _ => Some(0),
+    fn wants(&self, table: TableId) -> Wants {
+        let Ok(Some(held)) = self.table(table) else { return Wants::default() };
+        let has_cache = matches!(held.settings.kind, CacheKind::Dynamic | CacheKind::Uvm);
+        Wants {
+            all: held.settings.kind.holds_all(),
+            hottest: if has_cache { held.num_slots() } else { 0 },
         }
     }
 

@@ -62,7 +62,7 @@ impl Writer {
         keys: &[Key],
         rows: Option<Rows<'_>>,
     ) -> Result<()> {
-        let row_bytes = table.row_bytes() as usize;
+        let row_bytes = table.row_bytes_of(change);
         if rows.is_some_and(|rows| rows.row_bytes() != row_bytes || rows.len() != keys.len()) {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
@@ -85,7 +85,7 @@ impl Writer {
         keys: &[Key],
         rows: Option<&[u8]>,
     ) -> Result<()> {
-        let row_bytes = table.row_bytes() as usize;
+        let row_bytes = table.row_bytes_of(change);
         let at_once = (ROWS_BYTES / row_bytes.max(1)).clamp(1, MAX_KEYS);
         for (number, keys) in keys.chunks(at_once).enumerate() {
             let start = number * at_once * row_bytes;

@@ -314,6 +314,16 @@ impl Index {
         Ok(())
     }
 
+    /// Gives a key that is there another slot. False if it is not there.
+    pub(crate) fn set_slot(&mut self, key: Key, slot: u32) -> bool {
+        let (first, second) = self.table.both(key);
+        [first, second].into_iter().any(|at| {
+            let Some(bucket) = self.table.buckets.get_mut(at) else { return false };
+            let way = bucket.way_of(key);
+            way.inspect(|&way| bucket.set(way, key, slot)).is_some()
+        })
+    }
+
     /// Removes a key and returns its slot.
     pub(crate) fn remove(&mut self, key: Key) -> Option<u32> {
         let (first, second) = self.table.both(key);

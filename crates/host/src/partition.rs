@@ -10,7 +10,7 @@ use crate::marks::Marks;
 use crate::prefetch::prefetch_bytes;
 use crate::random::{Random, Sample};
 use crate::settings::Limit;
-use crate::slab::{Arena, Slabs};
+use crate::slab::{Arena, Slabs, reserve_slowly};
 
 /// Lines of a row that are asked for ahead; the rest follows while the first are copied.
 const PREFETCHED_LINES: usize = 8;
@@ -25,10 +25,18 @@ pub(crate) struct Partition {
     random: Random,
     /// Rows evicted so far.
     num_evicted: u64,
+    /// Slots of rows that writes have replaced or removed, which devices may still read; None if none do.
+    replaced: Option<Vec<u32>>,
 }
 
 impl Partition {
-    pub(crate) fn new(row_bytes: usize, limit: Option<Limit>, arena: Arc<Arena>) -> Result<Self> {
+    /// `serves_devices`: no row is changed where it lies, see [`Self::reclaim`]. Not with a limit.
+    pub(crate) fn new(
+        row_bytes: usize,
+        limit: Option<Limit>,
+        serves_devices: bool,
+        arena: Arc<Arena>,
+    ) -> Result<Self> {
         let marks = limit.as_ref().and_then(Marks::new);
         Ok(Self {
             // Marks take two of the bytes that a row may cost, so the index gets fewer.
@@ -38,6 +46,7 @@ impl Partition {
             limit,
             random: Random::from_system(),
             num_evicted: 0,
+            replaced: (serves_devices && limit.is_none()).then(Vec::new),
         })
     }
 
@@ -53,7 +62,9 @@ impl Partition {
 
     /// Bytes taken beside the arena's.
     pub(crate) fn num_bytes(&self) -> usize {
-        self.index.num_bytes() + self.slabs.num_bytes() + self.marks.as_ref().map_or(0, Marks::num_bytes)
+        let replaced = self.replaced.as_ref().map_or(0, |slots| slots.capacity() * size_of::<u32>());
+        let marks = self.marks.as_ref().map_or(0, Marks::num_bytes);
+        self.index.num_bytes() + self.slabs.num_bytes() + marks + replaced
     }
 
     /// Prepares for `num_rows` rows, or for the margin if that is less. Returns the slabs to be reserved for them, as
@@ -129,6 +140,17 @@ impl Partition {
         self.slabs.row(self.find(key)?)
     }
 
+    /// Where a key's row lies, for devices; 0 if it is not held.
+    pub(crate) fn address(&self, key: Key) -> u64 {
+        self.find(key).and_then(|slot| self.slabs.address(slot)).map_or(0, |row| row.as_ptr() as u64)
+    }
+
+    /// Every key and where its row lies.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (Key, u64)> + '_ {
+        let rows = self.index.iter().map(|(key, slot)| (key, self.slabs.address(slot)));
+        rows.filter_map(|(key, row)| Some((key, row?.as_ptr() as u64)))
+    }
+
     /// Every key.
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
         self.index.iter().map(|(key, _)| key)
@@ -139,14 +161,14 @@ impl Partition {
     /// Adds or overwrites a row. After an error the partition is as it was, or has evicted rows.
     pub(crate) fn insert(&mut self, key: Key, row: &[u8]) -> Result<()> {
         match self.find(key) {
-            Some(slot) => self.overwrite(slot, row),
+            Some(slot) => self.overwrite(key, slot, row),
             None => self.add(key, row),
         }
     }
 
     /// Overwrites the row of a key that is present.
     pub(crate) fn update(&mut self, key: Key, row: &[u8]) -> Result<()> {
-        self.find(key).map_or(Ok(()), |slot| self.overwrite(slot, row))
+        self.find(key).map_or(Ok(()), |slot| self.overwrite(key, slot, row))
     }
 
     /// Adds a row unless the key is present. True if it was added.
@@ -160,16 +182,43 @@ impl Partition {
 
     /// Removes a key if it is present.
     pub(crate) fn erase(&mut self, key: Key) {
-        if let Some(slot) = self.index.remove(key) {
-            self.slabs.release(slot);
+        let Some(slot) = self.index.remove(key) else { return };
+        let Some(replaced) = &mut self.replaced else { return self.slabs.release(slot) };
+        // Without memory to remember it the slot is lost, which is better than to use it too early.
+        if reserve_slowly(replaced, 1).is_ok() {
+            replaced.push(slot);
         }
     }
 
-    fn overwrite(&mut self, slot: u32, row: &[u8]) -> Result<()> {
+    fn overwrite(&mut self, key: Key, slot: u32, row: &[u8]) -> Result<()> {
         if let Some(marks) = &self.marks {
             marks.overwritten(slot);
         }
+        if self.replaced.is_some() {
+            return self.replace(key, slot, row);
+        }
         write_row(&mut self.slabs, slot, row)
+    }
+
+    /// Gives a key a row in another slot. All memory is had before the first change.
+    fn replace(&mut self, key: Key, old: u32, row: &[u8]) -> Result<()> {
+        self.slabs.reserve_one()?;
+        if let Some(replaced) = &mut self.replaced {
+            reserve_slowly(replaced, 1)?;
+            replaced.push(old);
+        }
+        let new = self.slabs.take().ok_or_else(lost_slot)?;
+        write_row(&mut self.slabs, new, row)?;
+        if self.index.set_slot(key, new) { Ok(()) } else { Err(lost_slot()) }
+    }
+
+    /// Uses the slots of replaced rows again; or never, if devices may go on reading them.
+    pub(crate) fn reclaim(&mut self, are_free: bool) {
+        for slot in self.replaced.iter_mut().flat_map(|replaced| replaced.drain(..)) {
+            if are_free {
+                self.slabs.release(slot);
+            }
+        }
     }
 
     /// Adds a key that is not there. All memory is had before the first change.

@@ -24,6 +24,9 @@ pub struct HostSettings {
     pub overflow_policy: EvictionPolicy,
     /// Fraction of `overflow_margin` that an eviction leaves, above 0 and at most 1.
     pub overflow_resolution_target: f64,
+    /// Devices read rows by themselves ([`hps_core::device::ReachableRows`]) where the allocator's memory allows it. Tables
+    /// with a margin stay out of their reach: evictions would have to wait for devices.
+    pub serves_devices: bool,
 }
 
 /// The bound of one partition, resolved.
@@ -71,6 +74,7 @@ mod tests {
             overflow_margin: Some(margin),
             overflow_policy: EvictionPolicy::Random,
             overflow_resolution_target: target,
+            serves_devices: false,
         }
     }
 

@@ -47,6 +47,8 @@ struct Spare {
 #[derive(Debug, Default)]
 struct ArenaState {
     blocks: Vec<Block>,
+    /// Some block cannot be read by devices.
+    is_out_of_reach: bool,
     block_bytes: usize,
     spares: Vec<Spare>,
 }
@@ -72,6 +74,12 @@ impl Arena {
     pub(crate) fn num_bytes(&self) -> usize {
         let state = self.state.lock();
         state.block_bytes.saturating_add(state.spares.capacity() * size_of::<Spare>())
+    }
+
+    /// True if there are rows and devices can read them all.
+    pub(crate) fn is_reachable(&self) -> bool {
+        let state = self.state.lock();
+        !state.blocks.is_empty() && !state.is_out_of_reach
     }
 
     /// Makes sure that `num_slabs` more slabs can be had without asking the allocator.
@@ -108,8 +116,17 @@ impl Arena {
         state.blocks.try_reserve(1).map_err(out_of_memory)?;
         state.spares.try_reserve(1).map_err(out_of_memory)?;
         let block = self.allocator.allocate(num_bytes)?;
+        let is_first = state.blocks.is_empty();
+        // Devices rely on being able to read all rows, or none.
+        if !is_first && !state.is_out_of_reach && !block.is_reachable() {
+            return Err(Error::new(
+                ErrorKind::OutOfMemory,
+                format!("{num_bytes} more bytes for rows cannot be pinned; GPUs read the table's rows by themselves"),
+            ));
+        }
         let usable = block.num_bytes().checked_div(slab_bytes).unwrap_or(0).saturating_mul(slab_bytes);
         state.block_bytes = state.block_bytes.saturating_add(block.num_bytes());
+        state.is_out_of_reach |= !block.is_reachable();
         state.spares.push(Spare { address: block.address(), num_bytes: usable });
         state.blocks.push(block);
         Ok(())
@@ -248,7 +265,7 @@ impl Slabs {
 
     /// Address of a row; None if there is no such slot.
     #[inline(always)]
-    fn address(&self, slot: u32) -> Option<NonNull<u8>> {
+    pub(crate) fn address(&self, slot: u32) -> Option<NonNull<u8>> {
         let SlabAddress(slab) = *self.slabs.get((slot >> self.shift) as usize)?;
         let offset = slot as usize & (self.rows_per_slab() - 1);
         // SAFETY: the slab has `rows_per_slab` rows of `row_bytes` each, and `offset` is below `rows_per_slab`.

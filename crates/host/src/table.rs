@@ -21,6 +21,8 @@ const MAX_SORTED_KEYS: usize = 1 << 16;
 const SCANNED_ROWS: usize = 1024;
 /// Keys that a scan remembers at a time (8 MiB).
 const SCANNED_KEYS: usize = 1 << 20;
+/// Addresses that a scan shows at a time.
+const SCANNED_ADDRESSES: usize = 1 << 16;
 
 /// A partition on cache lines of its own, so that one's lock does not slow another's.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub(crate) struct Table {
     pub(crate) partitioner: Partitioner,
     pub(crate) shards: Vec<Shard>,
     arena: Arc<Arena>,
+    /// Devices may read rows by themselves.
+    serves_devices: bool,
 }
 
 impl Table {
@@ -42,15 +46,20 @@ impl Table {
         row_bytes: usize,
         num_partitions: usize,
         limit: Option<Limit>,
+        serves_devices: bool,
         allocator: &Arc<dyn BlockAllocator>,
     ) -> Result<Self> {
         let arena = Arc::new(Arena::new(Arc::clone(allocator)));
+        // Evictions use slots again at once.
+        let serves_devices = serves_devices && limit.is_none();
         let mut shards = Vec::new();
         shards.try_reserve_exact(num_partitions).map_err(out_of_memory)?;
         for _ in 0..num_partitions {
-            shards.push(Shard(RwLock::new(Partition::new(row_bytes, limit, Arc::clone(&arena))?)));
+            let partition = Partition::new(row_bytes, limit, serves_devices, Arc::clone(&arena))?;
+            shards.push(Shard(RwLock::new(partition)));
         }
-        Ok(Self { row_bytes, partitioner: Partitioner::new(num_partitions), shards, arena })
+        let partitioner = Partitioner::new(num_partitions);
+        Ok(Self { row_bytes, partitioner, shards, arena, serves_devices })
     }
 
     /// Prepares for `num_rows` rows in all, spread evenly.
@@ -100,6 +109,54 @@ impl Table {
             Ok(())
         })?;
         Ok(added)
+    }
+
+    /// Uses the places of replaced rows again, or never: see [`Partition::reclaim`].
+    pub(crate) fn reclaim(&self, are_free: bool) {
+        for Shard(lock) in self.shards.iter().filter(|_| self.serves_devices) {
+            lock.write().reclaim(are_free);
+        }
+    }
+
+    /// True if there are rows and devices can read them all.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.serves_devices && self.arena.is_reachable()
+    }
+
+    /// Appends the address of each key's row, or 0.
+    pub(crate) fn addresses(&self, keys: &[Key], addresses: &mut Vec<u64>) -> Result<()> {
+        addresses.try_reserve(keys.len()).map_err(out_of_memory)?;
+        addresses.extend(keys.iter().map(|&key| {
+            let shard = self.shards.get(self.partitioner.of(key));
+            shard.map_or(0, |Shard(lock)| lock.read().address(key))
+        }));
+        Ok(())
+    }
+
+    /// Shows keys with the addresses of their rows, if devices can read them.
+    pub(crate) fn scan_addresses(&self, visit: &mut dyn FnMut(&[Key], &[u64]) -> Result<()>) -> Result<()> {
+        if !self.is_reachable() {
+            return Ok(());
+        }
+        let mut keys = Vec::with_capacity(SCANNED_ADDRESSES);
+        let mut addresses = Vec::with_capacity(SCANNED_ADDRESSES);
+        for Shard(lock) in &self.shards {
+            let partition = lock.read();
+            let mut rows = partition.addresses();
+            loop {
+                keys.clear();
+                addresses.clear();
+                for (key, address) in rows.by_ref().take(SCANNED_ADDRESSES) {
+                    keys.push(key);
+                    addresses.push(address);
+                }
+                if keys.is_empty() {
+                    break;
+                }
+                visit(&keys, &addresses)?;
+            }
+        }
+        Ok(())
     }
 
     fn check(&self, keys: &[Key], rows: Rows<'_>) -> Result<()> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
+use hps_core::device::ReachableRows;
 use hps_core::memory::BlockAllocator;
 use hps_core::tier::{
     CacheTier, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
@@ -26,6 +27,7 @@ pub struct HostTier {
     entries: Vec<Entry>,
     num_partitions: usize,
     limit: Option<Limit>,
+    serves_devices: bool,
     allocator: Arc<dyn BlockAllocator>,
 }
 
@@ -49,8 +51,8 @@ impl HostTier {
         allocator: Arc<dyn BlockAllocator>,
     ) -> Result<Self> {
         let limit = settings.limit()?;
-        let mut tier =
-            Self { entries: Vec::new(), num_partitions: settings.num_partitions, limit, allocator };
+        let HostSettings { num_partitions, serves_devices, .. } = settings;
+        let mut tier = Self { entries: Vec::new(), num_partitions, limit, serves_devices, allocator };
         for spec in tables {
             if spec.row_bytes < MIN_ROW_BYTES {
                 return Err(Error::new(
@@ -81,7 +83,7 @@ impl HostTier {
     }
 
     fn new_table(&self, spec: &TableSpec) -> Result<Table> {
-        Table::new(spec.row_bytes, self.num_partitions, self.limit, &self.allocator)
+        Table::new(spec.row_bytes, self.num_partitions, self.limit, self.serves_devices, &self.allocator)
     }
 
     fn entry(&self, table: TableId) -> Result<&Entry> {
@@ -120,9 +122,39 @@ impl Tier for HostTier {
         self.with(table, |table| table.erase(keys))
     }
 
+    fn reclaim(&self, table: TableId) {
+        if let Ok(entry) = self.entry(table) {
+            entry.table.load().reclaim(true);
+        }
+    }
+
+    fn abandon_replaced(&self, table: TableId) {
+        if let Ok(entry) = self.entry(table) {
+            entry.table.load().reclaim(false);
+        }
+    }
+
     /// Exact: rows are counted, and bytes are what was taken from the system for index, rows and bookkeeping.
     fn usage(&self, table: TableId) -> Result<TierUsage> {
         self.with(table, |table| Ok(table.usage()))
+    }
+}
+
+impl ReachableRows for HostTier {
+    fn reaches(&self, table: TableId) -> bool {
+        self.entry(table).is_ok_and(|entry| entry.table.load().is_reachable())
+    }
+
+    fn addresses(&self, table: TableId, keys: &[Key], addresses: &mut Vec<u64>) -> Result<()> {
+        self.with(table, |table| table.addresses(keys, addresses))
+    }
+
+    fn scan_addresses(
+        &self,
+        table: TableId,
+        visit: &mut dyn FnMut(&[Key], &[u64]) -> Result<()>,
+    ) -> Result<()> {
+        self.entry(table)?.table.load_full().scan_addresses(visit)
     }
 }
 

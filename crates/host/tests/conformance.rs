@@ -12,6 +12,7 @@ use hps_host::{HostSettings, HostTier};
 
 fn layouts() -> Vec<HostSettings> {
     let mut layouts: Vec<_> = [1, 2, 15, 16, 1_000].map(unlimited).into();
+    layouts.push(HostSettings { serves_devices: true, ..unlimited(3) });
     layouts.extend(POLICIES.map(|policy| limited(3, 100_000, policy, 0.8)));
     layouts
 }

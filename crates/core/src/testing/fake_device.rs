@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Hook;
-use crate::device::{DeviceAnswer, DeviceLookup, DeviceTier, MissedKeys};
+use crate::device::{DeviceAnswer, DeviceLookup, DeviceTier, MissedKeys, Part, Wants};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, KeyWidth, TableId};
 use crate::row::{Rows, RowsMut};
@@ -165,7 +165,7 @@ impl Shared {
         snapshot: &ClockSnapshot,
         overwrites: bool,
         left_out: &mut Vec<Key>,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let clock = self.clocks.get(storage.index()).ok_or_else(unknown_table)?;
         // The clock is read under the lock that writes take.
         let mut state = self.state.lock();
@@ -180,7 +180,7 @@ impl Shared {
                 held.rows.insert(key, row.to_vec());
             }
         }
-        Ok(self.has_room(held))
+        Ok(())
     }
 
     /// Serves these rows no more: a cache forgets them, a whole table refuses lookups.
@@ -307,15 +307,20 @@ impl DeviceTier for FakeDevice {
     fn put(
         &self,
         table: TableId,
-        keys: &[Key],
-        rows: Rows<'_>,
+        _: Part,
+        (keys, rows): (&[Key], Rows<'_>),
         snapshot: &ClockSnapshot,
         left_out: &mut Vec<Key>,
-    ) -> Result<bool> {
-        let Some(row_bytes) = self.shared.row_bytes(table) else { return Ok(false) };
+    ) -> Result<()> {
+        let Some(row_bytes) = self.shared.row_bytes(table) else { return Ok(()) };
         check_rows(keys, rows, row_bytes)?;
         self.shared.begin("put", table.index(), keys)?;
         self.shared.take_in(table, keys.iter().copied().zip(rows.iter()), snapshot, true, left_out)
+    }
+
+    /// It reads no row by itself.
+    fn map_rows(&self, _: TableId, _: &mut dyn FnMut(u64)) -> Result<()> {
+        Ok(())
     }
 
     fn refresh(
@@ -346,10 +351,11 @@ impl DeviceTier for FakeDevice {
         Ok(())
     }
 
-    fn wants(&self, table: TableId) -> Option<u64> {
-        match self.shared.row_bytes(table) {
-            Some(_) => self.shared.settings.capacity.map(|capacity| capacity as u64),
-            None => Some(0),
+    fn wants(&self, table: TableId) -> Wants {
+        match (self.shared.row_bytes(table), self.shared.settings.capacity) {
+            (None, _) => Wants::default(),
+            (Some(_), None) => Wants { all: true, hottest: 0 },
+            (Some(_), Some(capacity)) => Wants { all: false, hottest: capacity as u64 },
         }
     }
 

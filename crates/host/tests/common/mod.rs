@@ -29,6 +29,7 @@ pub fn unlimited(num_partitions: usize) -> HostSettings {
         overflow_margin: None,
         overflow_policy: EvictionPolicy::Random,
         overflow_resolution_target: 0.8,
+        serves_devices: false,
     }
 }
 
@@ -43,6 +44,7 @@ pub fn limited(
         overflow_margin: Some(overflow_margin),
         overflow_policy,
         overflow_resolution_target,
+        serves_devices: false,
     }
 }
 
