@@ -9,6 +9,7 @@ What is measured, by name (see --rows):
   warm      the share of the C hottest rows that a dynamic cache of C slots holds after opening
   mixed     Zipf over all rows, a tenth in the cache, every row exact: dynamic and uvm
   nve       nv-embedding-cache's power law
+  updates   the same while another thread overwrites a million rows per second
   latency   2,000 keys, with the host's wall time
   tables    26 layers one after the other
 
@@ -16,8 +17,8 @@ Every section but `host` compares all floats of its answers with what the rows s
 medians: `t_us` of calls enqueued back to back, each between two events (mixed, nve, latency: each
 queued behind other work, the host waiting after each); `g1_us` of graphs of one call; `g16_us` of a
 call in a graph of 16. `x F.emb` above 1 means faster. `of bound` compares with a copy that moves
-key, probe and row, at the copy bandwidth of this run. Lookups while rows are updated, and the
-insertion of missed rows by itself, are not measured here: neither can be called from Python.
+key, probe and row, at the copy bandwidth of this run. The insertion of missed rows by itself is not
+measured here: it cannot be called from Python.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from pathlib import Path
 
 import gpu_hits
 import gpu_misses
+import gpu_updates
 import gpu_workload as workload
 import torch
 from gpu_measure import Report, copy_bandwidth
@@ -52,6 +54,7 @@ OF_A_DIM: dict[str, Callable[[gpu_hits.Bench, Table], None]] = {
     "warm": gpu_hits.warm,
     "mixed": gpu_misses.mixed,
     "nve": gpu_misses.nve,
+    "updates": gpu_updates.updates,
 }
 OF_ITS_OWN: dict[str, Callable[[gpu_hits.Bench], None]] = {
     "latency": gpu_misses.latency,

@@ -212,6 +212,9 @@ COLUMNS: dict[str, tuple[str, int, str]] = {
     "script_ratio": ("x scripted", 10, ".2f"),
     "bound": ("of bound", 8, ".3f"),
     "check": ("check", -10, ""),
+    "alone_us": ("alone_us", 9, ".1f"),
+    "rows_per_s": ("rows/s", 11, ",.0f"),
+    "slower": ("slower", 7, ".1%"),
 }
 
 

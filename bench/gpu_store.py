@@ -200,7 +200,7 @@ class Store:
 
     def __init__(self, hps_torch: Any, path: Path, plan: Plan) -> None:
         self.path, self.plan = str(path), plan
-        self._hps_torch = hps_torch
+        self.hps_torch = hps_torch
         path.write_text(json.dumps(plan.config(), indent=1))
         started = time.perf_counter()
         hps_torch.open(path)
@@ -216,12 +216,12 @@ class Store:
         return torch.ops.hps.lookup(keys, self.path, MODEL, table, self.plan.tables[table][2])
 
     def layer(self, table: int = 0) -> torch.nn.Module:
-        return self._hps_torch.LookupLayer(self.path, MODEL, table, self.plan.tables[table][2])
+        return self.hps_torch.LookupLayer(self.path, MODEL, table, self.plan.tables[table][2])
 
     def counts(self, table: int = 0) -> Counts:
         """What has been served, lookups that were still queued included."""
         torch.cuda.synchronize()
-        stats = self._hps_torch.stats(self.path)["models"][MODEL]["tables"][table]
+        stats = self.hps_torch.stats(self.path)["models"][MODEL]["tables"][table]
         names = ("keys", "gpu_hits", "host_hits", "ssd_hits", "missing")
         return Counts(*(int(stats.get(name, 0)) for name in names))
 

@@ -33,6 +33,15 @@ class Oracle:
             int(key) & self._mask: row for key, row in zip(keys.tolist(), vectors, strict=True)
         }
 
+    def update(self, keys: Tensor, vectors: Tensor) -> None:
+        """Adds or overwrites rows; of a repeated key the last one counts."""
+        for key, row in zip(keys.reshape(-1).tolist(), vectors.reshape(-1, self.dim), strict=True):
+            self._rows[key & self._mask] = row
+
+    def erase(self, keys: Tensor) -> None:
+        for key in keys.reshape(-1).tolist():
+            self._rows.pop(key & self._mask, None)
+
     def __len__(self) -> int:
         return len(self._rows)
 

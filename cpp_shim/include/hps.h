@@ -1,5 +1,5 @@
 /*
- * The C interface of hps: open, close and inspect embedding stores, and look rows up without torch.
+ * The C interface of hps: open, close and inspect embedding stores, change their rows, and look rows up without torch.
  *
  * Models do not need it. A model calls the operator `hps::lookup`, which opens its store on first use; this interface is
  * for the program around the model, and it acts on the same stores: one store per configuration file and process.
@@ -112,6 +112,24 @@ int hps_resolve(const char* ps_config_file, char** path);
  */
 int hps_lookup(const char* ps_config_file, const char* model_name, int64_t table_id, int64_t emb_vec_size, const void* keys,
                int key_bits, size_t num_keys, float* rows);
+
+/*
+ * Adds the row rows[i * emb_vec_size ...] of keys[i] to a table, or overwrites it, for all i below num_keys: first in the lowest
+ * database, which holds the table, then wherever the row is cached, GPUs included. Of a repeated key the last row wins. Tables
+ * that share their storage (fuse_embedding_table) all see it. Opens the store if it is not open.
+ *
+ * Lookups go on meanwhile; each row is seen old or new, whole. Lookups that begin after the call has returned see the new rows;
+ * so do CUDA graphs that are replayed after. Calls for one table take turns. Arguments as for hps_lookup.
+ *
+ * HPS_ERROR_UNSUPPORTED if the database is read-only, or another store of this process caches the same table. After an error
+ * some of the keys may have their new row; every tier that a lookup asks shows the same.
+ */
+int hps_update(const char* ps_config_file, const char* model_name, int64_t table_id, int64_t emb_vec_size, const void* keys,
+               int key_bits, size_t num_keys, const float* rows);
+
+/* Removes keys from a table, in the same way. Lookups then get the default row for them. Keys that are absent are ignored. */
+int hps_erase(const char* ps_config_file, const char* model_name, int64_t table_id, const void* keys, int key_bits,
+              size_t num_keys);
 
 /* Frees a string that was handed out through a `char**`. Null is allowed. */
 void hps_free_string(char* string);

@@ -18,6 +18,13 @@ HPS_DEVICE uint64_t atomic_add(uint64_t* p, uint64_t v) {
   return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(v));
 }
 
+// A number that differs from warp to warp, lane to lane and call to call.
+HPS_DEVICE uint32_t dice(uint32_t salt) {
+  uint32_t clock;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(clock));
+  return (clock + salt * 0x9e3779b1u) * 0x85ebca77u;
+}
+
 // --- ordering ---------------------------------------------------------------------------------------------------------------
 HPS_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 HPS_DEVICE void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }

@@ -6,13 +6,6 @@
 
 HPS_DEVICE uint32_t mark_of(uint32_t marks, uint32_t way) { return marks >> (HPS_MARK_BITS * way) & 3u; }
 
-// A number that differs from warp to warp, lane to lane and call to call.
-HPS_DEVICE uint32_t dice(uint32_t salt) {
-  uint32_t clock;
-  asm volatile("mov.u32 %0, %%clock;" : "=r"(clock));
-  return (clock + salt * 0x9e3779b1u) * 0x85ebca77u;
-}
-
 // The use of a slot, one time in four. In two steps, so that the first one's memory access has time: start before rows are
 // copied, finish after.
 struct Use {

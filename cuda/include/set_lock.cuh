@@ -12,29 +12,51 @@ HPS_DEVICE void unlock_set(const HpsSetTable& table, uint32_t set, uint32_t vers
   atomicExch(version_of(table, set), version + 2);
 }
 
-// A moment, longer from attempt to attempt, so that others get their turn.
-HPS_DEVICE void pause(uint32_t attempt) { __nanosleep(min(32u << min(attempt, 7u), 4096u)); }
+// A moment, longer from attempt to attempt and never the same for two warps, so that others get their turn.
+HPS_DEVICE void pause(uint32_t attempt) {
+  const uint32_t most = 32u << min(attempt, 7u);
+  __nanosleep(most / 2 + (dice(blockIdx.x * blockDim.x + threadIdx.x) >> 16) * most / 65536);
+}
 
 // Locks both sets of a key, for the whole warp. Returns the version before to lane 0 for the first set, to lane 1 for the
 // second.
 //
-// Both at the same time or none: who holds a lock never waits for another, so somebody always goes on. (Waiting in the order
-// of set numbers would do as well, but when thousands of warps fill a small table, the sets with low numbers are then filled
-// last: keys that have one find it full, and the room that is left lies where they cannot go.)
+// Both at the same time, if nobody has them. Else the lower number first, then the other; who does not get that one gives the
+// first back and comes again. So nobody waits while holding a lock, and of those that try, one always goes on: whoever holds
+// the highest of the locks that others fail to get. (To wait for the second lock while holding the first would do as well, but
+// when thousands of warps fill a small table, sets with low numbers would be filled last: keys that have one would find it
+// full, and the room that is left would lie where they cannot go. To try both at once again and again would not end: two warps
+// may each get another one first, for ever.)
 HPS_DEVICE uint32_t lock_sets(const HpsSetTable& table, const Place& place) {
   const bool locks = lane_id() == 0 || (lane_id() == 1 && place.first != place.second);
   const uint32_t set = lane_id() == 0 ? place.first : place.second;
   uint32_t version = 0;
-  for (uint32_t attempt = 0;; ++attempt) {
-    bool is_free = true;
-    if (locks && attempt != 0) is_free = !is_locked(load_relaxed(version_of(table, set)));
-    if (__all_sync(kWholeWarp, is_free)) {
-      if (locks) version = try_lock_set(table, set);
-      if (!__any_sync(kWholeWarp, locks && is_locked(version))) break;
-      // Unchanged: readers that saw it locked go on waiting, others lose nothing.
-      if (locks && !is_locked(version)) atomicExch(version_of(table, set), version);
+  if (locks) version = try_lock_set(table, set);
+  if (__any_sync(kWholeWarp, locks && is_locked(version))) {
+    // Given back unchanged: readers that saw it locked go on waiting, others lose nothing.
+    if (locks && !is_locked(version)) atomicExch(version_of(table, set), version);
+    __syncwarp();
+    const uint32_t low_set = min(place.first, place.second);
+    const uint32_t high_set = max(place.first, place.second);
+    uint32_t low = 0;
+    uint32_t high = 0;
+    if (lane_id() == 0) {
+      for (uint32_t attempt = 0;; ++attempt) {
+        if (!is_locked(load_relaxed(version_of(table, low_set)))) {
+          low = try_lock_set(table, low_set);
+          if (!is_locked(low)) {
+            if (low_set == high_set) break;
+            high = try_lock_set(table, high_set);
+            if (!is_locked(high)) break;
+            atomicExch(version_of(table, low_set), low);
+          }
+        }
+        pause(attempt);
+      }
     }
-    pause(attempt);
+    low = __shfl_sync(kWholeWarp, low, 0);
+    high = __shfl_sync(kWholeWarp, high, 0);
+    version = (lane_id() == 0) == (place.first <= place.second) ? low : high;
   }
   fence();
   __syncwarp();

@@ -26,10 +26,12 @@ from hps_torch.admin import (  # noqa: E402
     HpsError,
     close,
     close_all,
+    erase,
     open,  # noqa: A004 - `hps_torch.open` is the name users expect
     refresh,
     resolve,
     stats,
+    update,
     version,
 )
 from hps_torch.lookup_layer import LookupLayer  # noqa: E402
@@ -48,6 +50,7 @@ __all__ = [
     "__version__",
     "close",
     "close_all",
+    "erase",
     "library_path",
     "load_table",
     "lookup",
@@ -56,5 +59,6 @@ __all__ = [
     "resolve",
     "save_table",
     "stats",
+    "update",
     "version",
 ]

@@ -1,4 +1,4 @@
-"""Opening, closing and watching stores, through the library's C interface (``hps.h``).
+"""Opening, closing, changing and watching stores, through the library's C interface (``hps.h``).
 
 None of this is an operator: management inside a graph would be dropped by the compilers.
 """
@@ -8,9 +8,12 @@ import ctypes
 import enum
 import json
 import os
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from hps_torch import _library
+
+if TYPE_CHECKING:
+    import torch
 
 Path = str | os.PathLike[str]
 
@@ -158,6 +161,75 @@ def refresh(ps_config_file: Path) -> int:
     return keys.value
 
 
+def update(
+    ps_config_file: Path,
+    model_name: str,
+    table_id: int,
+    keys: "torch.Tensor",
+    rows: "torch.Tensor",
+) -> None:
+    """Adds rows to a table, or overwrites them, in the database and wherever they are cached.
+
+    Lookups go on meanwhile; each row is seen old or new, whole. Lookups that begin after the call
+    has returned see the new rows, and so do CUDA graphs that are replayed after. Opens the store
+    if it is not open.
+
+    Args:
+        ps_config_file: Names the store.
+        model_name: The model's name in the configuration.
+        table_id: Position of the table in the model's configuration, from 0.
+        keys: int64 or int32 tensor, as the configuration's ``supportlonglong`` says, of any
+            shape. Of a repeated key the last row wins.
+        rows: float32 tensor of shape ``(*keys.shape, dim)``. Tensors that are not contiguous in
+            host memory are copied.
+
+    Raises:
+        HpsError: No such table; the database is read-only; a tier failed. Some of the keys may
+            have their new row then.
+        ValueError: A tensor has another dtype or shape.
+    """
+    import torch
+
+    keys = _host_keys(keys)
+    if rows.dtype != torch.float32 or rows.dim() == 0 or rows.shape[:-1] != keys.shape:
+        found = f"{str(rows.dtype).removeprefix('torch.')} {tuple(rows.shape)}"
+        raise ValueError(f"rows must be float32 of shape {(*keys.shape, 'dim')}, not {found}")
+    rows = rows.detach().cpu().contiguous()
+    _check(
+        _c.hps_update(
+            *(_encode(ps_config_file), model_name.encode(), table_id, rows.shape[-1]),
+            *(keys.data_ptr(), keys.element_size() * 8, keys.numel(), rows.data_ptr()),
+        )
+    )
+
+
+def erase(ps_config_file: Path, model_name: str, table_id: int, keys: "torch.Tensor") -> None:
+    """Removes keys from a table, in the same way as :func:`update`.
+
+    Lookups then get the table's default row for them. Keys that are absent are ignored.
+
+    Raises:
+        HpsError: As for :func:`update`.
+        ValueError: The keys are no integers.
+    """
+    keys = _host_keys(keys)
+    _check(
+        _c.hps_erase(
+            *(_encode(ps_config_file), model_name.encode(), table_id),
+            *(keys.data_ptr(), keys.element_size() * 8, keys.numel()),
+        )
+    )
+
+
+def _host_keys(keys: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    if keys.dtype not in (torch.int64, torch.int32):
+        found = str(keys.dtype).removeprefix("torch.")
+        raise ValueError(f"keys must be int64 or int32, not {found}")
+    return keys.detach().cpu().contiguous()
+
+
 def resolve(ps_config_file: Path) -> str:
     """Returns the canonical path of the configuration that a path stands for.
 
@@ -196,6 +268,8 @@ def _take_string(pointer: ctypes.c_void_p) -> bytes:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """States the signatures of ``hps.h``; strings to be freed stay plain addresses."""
     string_out = ctypes.POINTER(ctypes.c_void_p)
+    table = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64]
+    keys = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
     signatures: dict[str, tuple[list[type], type | None]] = {
         "hps_version": ([], ctypes.c_char_p),
         "hps_last_error": ([], ctypes.c_char_p),
@@ -205,6 +279,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "hps_stats": ([ctypes.c_char_p, string_out], ctypes.c_int),
         "hps_refresh": ([ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint64)], ctypes.c_int),
         "hps_resolve": ([ctypes.c_char_p, string_out], ctypes.c_int),
+        "hps_update": ([*table, ctypes.c_int64, *keys, ctypes.c_void_p], ctypes.c_int),
+        "hps_erase": ([*table, *keys], ctypes.c_int),
         "hps_free_string": ([ctypes.c_void_p], None),
     }
     for name, (arguments, result) in signatures.items():

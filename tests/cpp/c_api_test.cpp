@@ -130,6 +130,29 @@ void lookup_rows(const std::string& library) {
   require_rows(keys, rows);
 }
 
+void change_rows(const std::string& library) {
+  const Api api(library);
+  const TestStore store;
+  const std::string config = store.config();
+  const std::vector<int64_t> keys = {5, 2000, 5};
+  const std::vector<float> rows = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+  REQUIRE(api.update(config.c_str(), "m", 0, kDim, keys.data(), 64, keys.size(), rows.data()) == HPS_OK);
+  std::vector<float> found;
+  REQUIRE(lookup(api, store, {2000, 5}, found) == HPS_OK);
+  REQUIRE(found == std::vector<float>({5, 6, 7, 8, 9, 10, 11, 12}));
+  REQUIRE(api.erase(config.c_str(), "m", 0, keys.data(), 64, 1) == HPS_OK);
+  REQUIRE(lookup(api, store, {2000, 5}, found) == HPS_OK);
+  REQUIRE(found[0] == 5 && found[4] == TestStore::kDefault);
+
+  REQUIRE(api.update(config.c_str(), "m", 0, kDim + 1, keys.data(), 64, 1, rows.data()) == HPS_ERROR_INVALID_ARGUMENT);
+  REQUIRE(api.update(config.c_str(), "m", 0, kDim, keys.data(), 32, 1, rows.data()) == HPS_ERROR_INVALID_ARGUMENT);
+  REQUIRE(api.update(config.c_str(), "m", 0, kDim, keys.data(), 64, 1, nullptr) == HPS_ERROR_INVALID_ARGUMENT);
+  REQUIRE(api.update(config.c_str(), "m", 0, kDim, nullptr, 64, 0, nullptr) == HPS_OK);
+  REQUIRE(api.erase(config.c_str(), "m", 0, nullptr, 64, 1) == HPS_ERROR_INVALID_ARGUMENT);
+  REQUIRE(api.erase(config.c_str(), "m", 1, keys.data(), 64, 1) == HPS_ERROR_INVALID_ARGUMENT);
+  REQUIRE(api.erase(config.c_str(), "m", 0, keys.data(), 63, 1) == HPS_ERROR_INVALID_ARGUMENT && says(api, "63"));
+}
+
 void many_threads_open_once(const std::string& library) {
   const Api api(library);
   const TestStore store;
@@ -215,6 +238,7 @@ const std::map<std::string, std::function<void(const std::string&)>> kTests = {
     {"null_arguments", null_arguments},
     {"last_error_is_per_thread", last_error_is_per_thread},
     {"lookup_rows", lookup_rows},
+    {"change_rows", change_rows},
     {"many_threads_open_once", many_threads_open_once},
     {"reopen_after_correction", reopen_after_correction},
     {"exit_with_open_store", exit_with_open_store},

@@ -35,6 +35,8 @@ Api::Api(const std::string& library) {
   find(handle, "hps_refresh", refresh);
   find(handle, "hps_resolve", resolve);
   find(handle, "hps_lookup", lookup);
+  find(handle, "hps_update", update);
+  find(handle, "hps_erase", erase);
   find(handle, "hps_free_string", free_string);
   find(handle, "hps_ops_library", ops_library);
 }

@@ -20,6 +20,8 @@ struct Api {
   decltype(&hps_refresh) refresh;
   decltype(&hps_resolve) resolve;
   decltype(&hps_lookup) lookup;
+  decltype(&hps_update) update;
+  decltype(&hps_erase) erase;
   decltype(&hps_free_string) free_string;
   decltype(&hps_ops_library) ops_library;
 };

@@ -58,19 +58,47 @@ class Table:
         self.vectors = self._rows() if vectors is None else vectors
         self._mask = (1 << key_bits) - 1
         self._positions = {key & self._mask: i for i, key in enumerate(self.keys.tolist())}
-        # The last row is that of a key which nobody knows.
-        self._truth = torch.cat([self.vectors, torch.full((1, dim), default)])
-        self._truth_on: dict[torch.device, torch.Tensor] = {}
+        self._tell_truth()
 
     def __len__(self) -> int:
         return len(self._positions)
 
+    def fresh_rows(self, keys: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Returns new rows of the same form for keys."""
+        shape = (keys.numel(), self.dim)
+        rows = torch.randint(INT32.min, INT32.max, shape, generator=generator)
+        return self._sealed(keys.reshape(-1), rows.to(torch.int32).view(torch.float32))
+
+    def update(self, keys: torch.Tensor, rows: torch.Tensor) -> None:
+        """Follows `hps_torch.update`."""
+        for key, row in zip(keys.reshape(-1).tolist(), rows, strict=True):
+            position = self._positions.get(key & self._mask)
+            if position is None:
+                position = self._positions[key & self._mask] = len(self.keys)
+                self.keys = torch.cat([self.keys, torch.tensor([key])])
+                self.vectors = torch.cat([self.vectors, row[None]])
+            else:
+                self.vectors[position] = row
+        self._tell_truth()
+
+    def erase(self, keys: torch.Tensor) -> None:
+        """Follows `hps_torch.erase`."""
+        for key in keys.reshape(-1).tolist():
+            self._positions.pop(key & self._mask, None)
+
+    def _tell_truth(self) -> None:
+        # The last row is that of a key which nobody knows.
+        self._truth = torch.cat([self.vectors, torch.full((1, self.dim), self.default)])
+        self._truth_on: dict[torch.device, torch.Tensor] = {}
+
     def _rows(self) -> torch.Tensor:
         shape = (len(self.keys), self.dim)
         rows = torch.randint(INT32.min, INT32.max, shape, generator=seeded(self.dim))
-        rows = rows.to(torch.int32).view(torch.float32)
+        return self._sealed(self.keys, rows.to(torch.int32).view(torch.float32))
+
+    def _sealed(self, keys: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if self.dim > 2:
-            rows[:, 0] = self.keys.to(torch.int32).view(torch.float32)
+            rows[:, 0] = keys.to(torch.int32).view(torch.float32)
         if self.dim > 1:
             rows[:, -1] = checksum(rows).view(torch.float32)
         return rows

@@ -7,7 +7,7 @@ use hps_core::{Error, ErrorKind, Result};
 
 use crate::assemble;
 use crate::guard::no_panic;
-use crate::prepared::prepare_lookup;
+use crate::prepared::{self, PreparedLookup};
 use crate::registry::registry;
 use crate::stats_json::stats_json;
 
@@ -140,6 +140,36 @@ unsafe extern "C" fn hps_resolve(ps_config_file: *const c_char, path: *mut *mut 
     })
 }
 
+/// # Safety
+/// As hps.h says of `ps_config_file` and `model_name`.
+unsafe fn prepare(
+    ps_config_file: *const c_char,
+    model_name: *const c_char,
+    table_id: i64,
+    emb_vec_size: Option<i64>,
+    key_bits: c_int,
+) -> Result<Box<PreparedLookup>> {
+    // SAFETY: the caller's promise.
+    let name = unsafe { argument("ps_config_file", ps_config_file) }?;
+    // SAFETY: the caller's promise.
+    let model = unsafe { argument("model_name", model_name) }?;
+    let Some(key_bits) = u32::try_from(key_bits).ok().filter(|bits| [32, 64].contains(bits)) else {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("key_bits is {key_bits}; it must be 32 or 64"),
+        ));
+    };
+    prepared::prepare(name, model, table_id, emb_vec_size, key_bits)
+}
+
+/// Pointers that the keys of a call need.
+fn check_pointers(num_keys: usize, are_null: bool) -> Result<()> {
+    if num_keys > 0 && are_null {
+        return Err(Error::new(ErrorKind::InvalidArgument, "keys or rows is null"));
+    }
+    Ok(())
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hps_lookup(
     ps_config_file: *const c_char,
@@ -152,22 +182,49 @@ unsafe extern "C" fn hps_lookup(
     rows: *mut f32,
 ) -> c_int {
     call(|| {
+        check_pointers(num_keys, keys.is_null() || rows.is_null())?;
         // SAFETY: the caller's promise, in hps.h.
-        let name = unsafe { argument("ps_config_file", ps_config_file) }?;
-        // SAFETY: the caller's promise, in hps.h.
-        let model = unsafe { argument("model_name", model_name) }?;
-        if num_keys > 0 && (keys.is_null() || rows.is_null()) {
-            return Err(Error::new(ErrorKind::InvalidArgument, "keys or rows is null"));
-        }
-        let Some(key_bits) = u32::try_from(key_bits).ok().filter(|bits| [32, 64].contains(bits)) else {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("key_bits is {key_bits}; it must be 32 or 64"),
-            ));
-        };
-        let prepared = prepare_lookup(name, model, table_id, emb_vec_size, key_bits)?;
+        let table = unsafe { prepare(ps_config_file, model_name, table_id, Some(emb_vec_size), key_bits) }?;
         // SAFETY: the caller's promise, in hps.h: num_keys keys of the width that was checked, and room for their rows.
-        unsafe { prepared.run(keys as usize, num_keys, rows as usize) }
+        unsafe { table.run(keys as usize, num_keys, rows as usize) }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hps_update(
+    ps_config_file: *const c_char,
+    model_name: *const c_char,
+    table_id: i64,
+    emb_vec_size: i64,
+    keys: *const c_void,
+    key_bits: c_int,
+    num_keys: usize,
+    rows: *const f32,
+) -> c_int {
+    call(|| {
+        check_pointers(num_keys, keys.is_null() || rows.is_null())?;
+        // SAFETY: the caller's promise, in hps.h.
+        let table = unsafe { prepare(ps_config_file, model_name, table_id, Some(emb_vec_size), key_bits) }?;
+        // SAFETY: the caller's promise, in hps.h: num_keys keys of the width that was checked, and their rows.
+        unsafe { table.update(keys as usize, num_keys, rows as usize) }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hps_erase(
+    ps_config_file: *const c_char,
+    model_name: *const c_char,
+    table_id: i64,
+    keys: *const c_void,
+    key_bits: c_int,
+    num_keys: usize,
+) -> c_int {
+    call(|| {
+        check_pointers(num_keys, keys.is_null())?;
+        // SAFETY: the caller's promise, in hps.h.
+        let table = unsafe { prepare(ps_config_file, model_name, table_id, None, key_bits) }?;
+        // SAFETY: the caller's promise, in hps.h: num_keys keys of the width that was checked.
+        unsafe { table.erase(keys as usize, num_keys) }
     })
 }
 

@@ -189,7 +189,7 @@ pub trait DeviceTier: Send + Sync {
     /// `Device`.
     fn usage(&self, table: TableId) -> Result<Option<TierUsage>>;
 
-    /// Keys of a storage table that are held here, in no order.
+    /// Keys of a storage table that are held here, in no order: of the part that holds all rows, if there is one.
     ///
     /// # Errors
     /// `Device`, `OutOfMemory`.

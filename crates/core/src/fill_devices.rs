@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use crate::device::{DeviceTier, Part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, TableId};
-use crate::observer::{Observer, Progress};
+use crate::observer::{Observer, Progress, Silent};
 use crate::row::{Rows, RowsMut};
 use crate::store::{EmbeddingStore, Table};
 use crate::update_clock::ClockSnapshot;
@@ -36,6 +36,12 @@ impl EmbeddingStore {
             }
         }
         Ok(())
+    }
+
+    /// Gives a device that holds the table whole the rows of all keys of the truth but these, which are in ascending order.
+    pub(crate) fn put_all_but(&self, device: &dyn DeviceTier, table: &Table, held: &[Key]) -> Result<()> {
+        let filling = Filling { store: self, device, table, observer: &Silent };
+        filling.scan(u64::MAX, Part::Whole, &|key| held.binary_search(&key).is_err())
     }
 
     /// A table for each storage table that a device serves: the first of those that share it.
@@ -67,12 +73,12 @@ impl Filling<'_> {
         })?;
         let wants = self.device.wants(storage);
         if wants.all {
-            self.scan(u64::MAX, Part::Whole)?;
+            self.scan(u64::MAX, Part::Whole, &|_| true)?;
         }
         if wants.hottest > 0 {
             match hottest(storage, wants.hottest)? {
                 Some(keys) => self.look_up(&keys)?,
-                None => self.scan(wants.hottest, Part::Cache)?,
+                None => self.scan(wants.hottest, Part::Cache, &|_| true)?,
             }
         }
         Ok(())
@@ -83,8 +89,8 @@ impl Filling<'_> {
         self.observer.progress(Progress { what, table: name, done, total });
     }
 
-    /// Gives a part the first rows that the truth shows.
-    fn scan(&self, most: u64, part: Part) -> Result<()> {
+    /// Gives a part the first rows that the truth shows of the keys that are wanted.
+    fn scan(&self, most: u64, part: Part, is_wanted: &dyn Fn(Key) -> bool) -> Result<()> {
         let storage = self.table.storage();
         let truth = self.store.truth();
         let total = truth.usage(storage)?.rows.min(most);
@@ -95,9 +101,13 @@ impl Filling<'_> {
         let mut done = 0u64;
         truth.scan(storage, &mut |keys, rows| {
             let left = usize::try_from(most - done - piece.keys.len() as u64).unwrap_or(usize::MAX);
-            let taken = keys.len().min(left);
-            piece.keys.extend(keys.iter().take(taken));
-            piece.rows.extend_from_slice(rows.bytes().get(..taken * row_bytes).ok_or_else(uneven)?);
+            let before = piece.keys.len();
+            let wanted = keys.iter().zip(rows.iter()).filter(|(key, _)| is_wanted(**key));
+            for (key, row) in wanted.take(left) {
+                piece.keys.push(*key);
+                piece.rows.extend_from_slice(row);
+            }
+            let taken = piece.keys.len() - before;
             if piece.keys.len() >= at_once || taken == left {
                 done += piece.keys.len() as u64;
                 self.put(part, &mut piece, &snapshot)?;

@@ -9,9 +9,9 @@ use crate::store::{EmbeddingStore, Table};
 const PIECE_BYTES: usize = 4 << 20;
 
 impl EmbeddingStore {
-    /// Overwrites the rows that GPUs hold with those of the tiers below, and removes keys that these do not hold: for changes of
-    /// a database that did not come through this store. Lookups and writes go on meanwhile; each row is seen old or new. Returns
-    /// how many keys were looked at.
+    /// Overwrites the rows that GPUs hold with those of the tiers below, removes keys that these do not hold, and adds new ones to
+    /// tables that are held whole: for changes of a database that did not come through this store. Lookups and writes go on
+    /// meanwhile; each row is seen old or new. Returns how many keys were held.
     ///
     /// # Errors
     /// Whatever the tiers report. What was refreshed before stays.
@@ -28,7 +28,8 @@ impl EmbeddingStore {
     fn refresh(&self, device: &dyn DeviceTier, table: &Table) -> Result<u64> {
         let storage = table.storage();
         let row_bytes = table.row_bytes();
-        let resident = device.resident_keys(storage)?;
+        let mut resident = device.resident_keys(storage)?;
+        resident.sort_unstable();
         let mut bytes = Vec::new();
         for keys in resident.chunks((PIECE_BYTES / row_bytes.max(1)).max(1)) {
             // Before anything is read below: see update_clock.rs.
@@ -38,6 +39,9 @@ impl EmbeddingStore {
             let missing = self.walk().gather(table, keys, &mut rows)?.missing;
             let rows = Rows::new(&bytes, row_bytes).ok_or_else(uneven)?;
             device.refresh(storage, keys, rows, &missing, &snapshot)?;
+        }
+        if device.wants(storage).all {
+            self.put_all_but(device, table, &resident)?;
         }
         Ok(resident.len() as u64)
     }

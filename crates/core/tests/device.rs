@@ -560,7 +560,7 @@ fn log_of(fixture: &Fixture) -> Arc<Mutex<Vec<String>>> {
 }
 
 #[test]
-fn a_write_reaches_devices_after_the_truth_and_the_caches() {
+fn a_write_reaches_devices_after_the_truth_and_the_caches_and_only_then_old_places_are_free() {
     let fixture = fixture_with(vec![device(0, Answers::Missed), device(1, Answers::Enqueued)], false);
     for ordinal in [0, 1] {
         fixture.try_lookup(TABLE, ordinal, &[5]).unwrap();
@@ -569,13 +569,69 @@ fn a_write_reaches_devices_after_the_truth_and_the_caches() {
     fixture.insert(&[5, 300], 2).unwrap();
     assert_eq!(
         std::mem::take(&mut *log.lock().unwrap()),
-        ["ssd insert", "far update", "near update", "gpu0 update", "gpu1 update"]
+        [
+            "ssd insert",
+            "far update",
+            "near update",
+            "gpu0 update",
+            "gpu1 update",
+            "near reclaim",
+            "far reclaim",
+            "ssd reclaim"
+        ]
     );
     fixture.store.erase(STORAGE, &[5]).unwrap();
     assert_eq!(
         std::mem::take(&mut *log.lock().unwrap()),
-        ["ssd erase", "far erase", "near erase", "gpu0 erase", "gpu1 erase"]
+        [
+            "ssd erase",
+            "far erase",
+            "near erase",
+            "gpu0 erase",
+            "gpu1 erase",
+            "near reclaim",
+            "far reclaim",
+            "ssd reclaim"
+        ]
     );
+}
+
+/// Whatever fails on the way; and a device that did not follow may read old places for ever.
+#[test]
+fn old_places_are_free_exactly_if_every_device_has_followed() {
+    for (failing_tier, failing_operation, ends) in [
+        ("ssd", "insert", "reclaim"),
+        ("far", "update", "reclaim"),
+        ("gpu0", "update", "abandon"),
+        ("gpu1", "update", "abandon"),
+        ("", "", "reclaim"),
+    ] {
+        let fixture = fixture_with(vec![device(0, Answers::Missed), device(1, Answers::Missed)], false);
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let hook = |name: &'static str| {
+            let log = Arc::clone(&log);
+            move |operation: &str| {
+                log.lock().unwrap().push(format!("{name} {operation}"));
+                if name == failing_tier && operation == failing_operation {
+                    return Err(Error::new(ErrorKind::Device, "planted"));
+                }
+                Ok(())
+            }
+        };
+        fixture.ssd.set_hook(hook("ssd"));
+        fixture.far.set_hook(hook("far"));
+        fixture.near.set_hook(hook("near"));
+        fixture.devices[0].set_hook(hook("gpu0"));
+        fixture.devices[1].set_hook(hook("gpu1"));
+        assert_eq!(fixture.insert(&[5], 2).is_err(), !failing_tier.is_empty());
+        let log = log.lock().unwrap();
+        let last = ["near", "far", "ssd"].map(|tier| format!("{tier} {ends}"));
+        assert_eq!(log[log.len() - 3..], last, "{failing_tier} fails: {log:?}");
+        assert!(log[..log.len() - 3].iter().all(|call| !call.contains("reclaim") && !call.contains("abandon")));
+        for device in ["gpu0", "gpu1"] {
+            assert!(log.iter().any(|call| call.starts_with(device)), "{failing_tier} fails: {log:?}");
+        }
+    }
 }
 
 #[test]
@@ -1201,6 +1257,25 @@ fn a_refresh_brings_what_the_truth_holds_now_and_removes_what_it_lacks() {
         assert_eq!(wide.held_version(changed), Some(9));
         assert_eq!(wide.held_version(gone), None);
         assert_eq!(wide.device.held_keys(STORAGE).len(), held.len() - 1);
+    }
+}
+
+#[test]
+fn a_refresh_brings_new_keys_to_a_table_that_is_held_whole_and_to_no_other() {
+    for capacity in [None, Some(300)] {
+        let wide = wide(capacity);
+        wide.store.fill_devices(&nothing_known, &Silent).unwrap();
+        let new: Vec<Key> = (1_000..1_300).collect();
+        wide.ssd.insert(STORAGE, &new, Rows::new(&rows_of(&new, 9, WIDE), WIDE).unwrap()).unwrap();
+        let puts = wide.device.keys_of("put").len();
+        wide.store.refresh_devices().unwrap();
+        let brought = wide.device.keys_of("put").split_off(puts).concat();
+        if capacity.is_none() {
+            assert_eq!(brought.len(), new.len(), "keys that are held are not brought twice");
+            assert!(new.iter().all(|&key| wide.held_version(key) == Some(9)));
+        } else {
+            assert!(brought.is_empty());
+        }
     }
 }
 

@@ -294,17 +294,18 @@ impl GpuTable {
         Ok(rows_held(&self.first.results(device, stream)?))
     }
 
-    /// All keys of the first part, in no order. Changes must not be under way.
+    /// All keys of the part that holds all rows, or else of the cache, in no order. Changes must not be under way.
     pub(crate) fn resident_keys(&self, device: &'static Device, stream: &Stream) -> Result<Vec<Key>> {
         const SETS_AT_ONCE: u32 = 1 << 16;
         let buffer = DeviceBuffer::new(device, u64::from(SETS_AT_ONCE) * u64::from(abi::HPS_WAYS) * 8)?;
         let count = DeviceBuffer::new(device, 8)?;
         let mut all = Vec::new();
-        let num_sets = self.first.geometry().num_sets;
+        let part = self.second.as_ref().filter(|second| !second.is_map()).unwrap_or(&self.first);
+        let num_sets = part.geometry().num_sets;
         for first_set in (0..num_sets).step_by(SETS_AT_ONCE as usize) {
             let sets = SETS_AT_ONCE.min(num_sets - first_set);
             let dump = HpsDump {
-                table: self.first(),
+                table: part.for_kernels(),
                 keys: buffer.address(),
                 count: count.address(),
                 capacity: u64::from(SETS_AT_ONCE) * u64::from(abi::HPS_WAYS),

@@ -132,6 +132,15 @@ impl Tier for MapTier {
         Ok(())
     }
 
+    /// Nobody reads rows where they lie; the hook hears of it.
+    fn reclaim(&self, _: TableId) {
+        let _ = self.before("reclaim");
+    }
+
+    fn abandon_replaced(&self, _: TableId) {
+        let _ = self.before("abandon");
+    }
+
     fn usage(&self, table: TableId) -> Result<TierUsage> {
         let rows = self.table(table, None)?.lock().rows.len() as u64;
         Ok(TierUsage { rows, bytes: rows * self.specs[table.index()].row_bytes as u64 })
