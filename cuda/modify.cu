@@ -50,12 +50,7 @@ HPS_DEVICE void store_row(char* to, const char* from, const RowStart& start, uin
 }
 
 HPS_DEVICE uint32_t load_tag(const HpsSetTable& table, uint32_t slot) {
-  uint16_t tag;
-  asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];"
-               : "=h"(tag)
-               : "l"(pointer<const uint16_t>(table.tags) + slot)
-               : "memory");
-  return tag;
+  return load_relaxed(pointer<const uint16_t>(table.tags) + slot);
 }
 
 // What a lane sees: one slot of the key's two sets.

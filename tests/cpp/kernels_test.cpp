@@ -1,0 +1,470 @@
+// The kernels that change tables and look keys up, run on the host: see emulator/emulator.h.
+#include "emulator/emulator.h"
+
+// The order matters: the kernels are written in the language that the emulator defines.
+#include <cstring>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "lookup.cu"
+#include "modify.cu"
+
+namespace {
+
+using emulator::Emulator;
+using emulator::Order;
+
+// More than any of these tests needs, by far.
+constexpr uint64_t kMostTurns = 400'000'000;
+
+int failures = 0;
+
+void check(bool holds, const std::string& what) {
+  if (holds) return;
+  std::fprintf(stderr, "failed: %s\n", what.c_str());
+  if (++failures > 10) std::exit(1);
+}
+
+uint64_t scramble(uint64_t x) { return mix64(x * 0x9e3779b97f4a7c15ull + 1); }
+
+template <typename T>
+uint64_t address(std::vector<T>& items) {
+  return reinterpret_cast<uint64_t>(items.data());
+}
+
+// Memory of an HpsSetTable, as crates/gpu/src/set_table.rs takes it.
+class Table {
+ public:
+  Table(uint32_t num_sets, int mode, uint32_t row_bytes, bool is_map = false)
+      : mode_(mode),
+        row_bytes_(row_bytes),
+        tags_(num_sets * HPS_WAYS),
+        keys_(mode == HPS_TAGS_HASHED ? num_sets * HPS_WAYS : 0),
+        marks_(num_sets),
+        versions_(num_sets),
+        rows_(static_cast<size_t>(num_sets) * HPS_WAYS * row_bytes / sizeof(uint4) + 1) {
+    table_.tags = address(tags_);
+    table_.keys = address(keys_);
+    table_.marks = address(marks_);
+    table_.versions = address(versions_);
+    table_.writers = reinterpret_cast<uint64_t>(&writers_);
+    table_.rows = address(rows_);
+    table_.num_sets = num_sets;
+    table_.reciprocal = 0xffffffffu / num_sets;
+    table_.is_map = is_map ? 1 : 0;
+    if (mode == HPS_TAGS_EXACT) {
+      uint32_t bits = 1;
+      for (uint32_t b = 1; b <= 32; ++b) {
+        if (((uint64_t{1} << b) - 1) / num_sets < 32767) bits = b;
+      }
+      table_.key_mask = 0xffffffffu >> (32 - bits);
+      table_.key_shift = (bits + 1) / 2;
+      table_.key_bound = uint64_t{1} << bits;
+    }
+  }
+
+  const HpsSetTable& get() const { return table_; }
+  int mode() const { return mode_; }
+  uint32_t row_bytes() const { return row_bytes_; }
+  HpsModifyResults& results() { return results_; }
+
+  // Every key and where its row lies. Nobody may be at work.
+  std::map<uint64_t, const char*> contents() const {
+    std::map<uint64_t, const char*> all;
+    check(writers_.begun == writers_.ended, "every writer has ended");
+    for (uint32_t set = 0; set < table_.num_sets; ++set) {
+      check(versions_[set] % 2 == 0, "no set is locked");
+      for (uint32_t way = 0; way < HPS_WAYS; ++way) {
+        const uint32_t slot = set * HPS_WAYS + way;
+        const uint32_t tag = tags_[slot];
+        if (tag == 0) continue;
+        const uint64_t key = mode_ == HPS_TAGS_EXACT ? key_of<HPS_TAGS_EXACT>(table_, set, way, tag)
+                                                     : key_of<HPS_TAGS_HASHED>(table_, set, way, tag);
+        check(all.emplace(key, row_of(table_, slot, row_bytes_)).second, "a key is in one slot only");
+      }
+    }
+    return all;
+  }
+
+ private:
+  int mode_;
+  uint32_t row_bytes_;
+  std::vector<uint16_t> tags_;
+  std::vector<uint64_t> keys_;
+  std::vector<uint32_t> marks_, versions_;
+  std::vector<uint4> rows_;
+  HpsWriters writers_{};
+  HpsModifyResults results_{};
+  HpsSetTable table_{};
+};
+
+// A row that tells its key and its version in every word.
+std::vector<uint32_t> row_for(uint64_t key, uint32_t version, uint32_t row_bytes) {
+  std::vector<uint32_t> row(row_bytes / 4);
+  for (uint32_t i = 0; i < row.size(); ++i) row[i] = static_cast<uint32_t>(scramble(key ^ i)) * 31 + version;
+  return row;
+}
+
+// The version of a row that is one version of this key's row as a whole; -1 if it is not.
+int version_of_row(uint64_t key, const char* row, uint32_t row_bytes) {
+  std::vector<uint32_t> words(row_bytes / 4);
+  std::memcpy(words.data(), row, row_bytes);
+  const std::vector<uint32_t> zero = row_for(key, 0, row_bytes);
+  const uint32_t version = words[0] - zero[0];
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] - zero[i] != version || version > 1000) return -1;
+  }
+  return static_cast<int>(version);
+}
+
+// What one launch of `modify` brings.
+struct Change {
+  std::vector<uint64_t> keys;
+  std::vector<uint32_t> rows;
+  HpsModify modify{};
+
+  Change(Table& table, HpsModifyMode mode, std::vector<uint64_t> of, uint32_t version) : keys(std::move(of)) {
+    for (const uint64_t key : keys) {
+      const std::vector<uint32_t> row = row_for(key, version, table.row_bytes());
+      rows.insert(rows.end(), row.begin(), row.end());
+    }
+    modify.table = table.get();
+    modify.keys = address(keys);
+    modify.rows = address(rows);
+    modify.results = reinterpret_cast<uint64_t>(&table.results());
+    modify.num_keys = static_cast<uint32_t>(keys.size());
+    modify.row_bytes = table.row_bytes();
+    modify.mode = mode;
+    modify.mark = mode == HPS_INSERT_IF_ABSENT ? 0 : 3;
+    modify.evict_proven = 16;
+    modify.forget = 8;
+    modify.displace = mode == HPS_UPSERT ? 4096 : 0;
+    modify.displace_far = mode == HPS_UPSERT ? 1 : 0;
+  }
+
+  void launch(Emulator& on, int mode, uint32_t most_blocks, uint64_t delay = 0) const {
+    const uint32_t blocks = std::min<uint32_t>((modify.num_keys + 3) / 4, most_blocks);
+    const auto kernel = [this, mode] { mode == HPS_TAGS_EXACT ? modify_exact(modify) : modify_hashed(modify); };
+    on.launch(blocks, HPS_MODIFY_THREADS, kernel, delay);
+  }
+};
+
+// One launch of a lookup kernel.
+struct Lookup {
+  std::vector<uint64_t> keys;
+  std::vector<uint4> out;
+  std::vector<uint32_t> default_row;
+  std::vector<HpsLookupCounters> counters;
+  HpsLookup lookup{};
+
+  Lookup(const Table& first, const Table* second, uint32_t row_bytes, std::vector<uint64_t> of)
+      : keys(std::move(of)),
+        out(keys.size() * row_bytes / sizeof(uint4) + 1),
+        default_row(row_bytes / 4, 0xabababab),
+        counters(HPS_COUNTER_COPIES) {
+    lookup.first = first.get();
+    if (second != nullptr) lookup.second = second->get();
+    lookup.keys = address(keys);
+    lookup.out = address(out);
+    lookup.default_row = address(default_row);
+    lookup.counters = address(counters);
+    lookup.num_keys = static_cast<uint32_t>(keys.size());
+    lookup.key_bytes = 8;
+    lookup.row_bytes = row_bytes;
+  }
+
+  void launch(Emulator& on, int mode) const {
+    const uint32_t warps = (lookup.num_keys + HPS_KEYS_PER_WARP_SMALL - 1) / HPS_KEYS_PER_WARP_SMALL;
+    on.launch(warps, 32,
+              [this, mode] { mode == HPS_TAGS_EXACT ? lookup_exact_16x4_small(lookup) : lookup_hashed_16x4_small(lookup); });
+  }
+
+  const char* row(size_t i) const { return reinterpret_cast<const char*>(out.data()) + i * lookup.row_bytes; }
+
+  uint64_t total(uint64_t HpsLookupCounters::* which) const {
+    uint64_t sum = 0;
+    for (const HpsLookupCounters& copy : counters) sum += copy.*which;
+    return sum;
+  }
+
+  bool is_default(size_t i) const { return std::memcmp(row(i), default_row.data(), lookup.row_bytes) == 0; }
+};
+
+void run(Emulator& emulator, const std::string& what) {
+  if (emulator.run(kMostTurns)) return;
+  std::fprintf(stderr, "failed: %s does not end\n", what.c_str());
+  std::exit(1);
+}
+
+std::vector<uint64_t> some_keys(uint32_t count, int mode, uint64_t seed) {
+  std::vector<uint64_t> keys(count);
+  for (uint32_t i = 0; i < count; ++i) keys[i] = mode == HPS_TAGS_EXACT ? i : scramble(seed << 32 | i);
+  return keys;
+}
+
+std::string named(const char* what, int mode, uint32_t row_bytes, uint64_t seed) {
+  return std::string(what) + (mode == HPS_TAGS_EXACT ? ", exact" : ", hashed") + ", rows of " + std::to_string(row_bytes) +
+         ", seed " + std::to_string(seed);
+}
+
+// Many warps fill a small table that must hold every row, at once.
+void every_key_finds_room(int mode, uint32_t row_bytes, uint64_t seed, Order order) {
+  const std::string what = named("every key finds room", mode, row_bytes, seed);
+  constexpr uint32_t kSets = 20;
+  Table table(kSets, mode, row_bytes);
+  const std::vector<uint64_t> keys = some_keys(kSets * HPS_WAYS * 95 / 100, mode, seed);
+  Emulator emulator(seed, order);
+  const Change fill(table, HPS_UPSERT, keys, 1);
+  fill.launch(emulator, mode, 32);
+  run(emulator, what);
+  check(table.results().refused == 0, what + ": none is refused");
+  check(table.results().added == keys.size(), what + ": all are added");
+  const auto contents = table.contents();
+  check(contents.size() == keys.size(), what + ": all are held");
+  for (const uint64_t key : keys) {
+    const auto found = contents.find(key);
+    check(found != contents.end() && version_of_row(key, found->second, row_bytes) == 1, what + ": rows are right");
+  }
+}
+
+// Beyond what rows that move to their other set can make room for, rows that are in their way move first.
+void rows_in_the_way_move_first(int mode, uint64_t seed) {
+  const std::string what = named("nearly full", mode, 8, seed);
+  constexpr uint32_t kSets = 30;
+  uint64_t refused[2] = {0, 0};
+  for (const uint32_t far : {0u, 1u}) {
+    Table table(kSets, mode, 8);
+    Emulator emulator(seed);
+    Change fill(table, HPS_UPSERT, some_keys(kSets * HPS_WAYS - 1, mode, seed), 1);
+    fill.modify.displace_far = far;
+    fill.modify.displace = 30;
+    fill.launch(emulator, mode, 4);
+    run(emulator, what);
+    refused[far] = table.results().refused;
+    check(table.contents().size() + refused[far] == fill.keys.size(), what + ": held or refused");
+  }
+  check(refused[1] <= 1 && refused[1] <= refused[0], what + ": all but one slot of a table can be used");
+}
+
+// A row that was used is not pushed out by one that nobody has asked for twice, but with the chance that is given.
+void rows_in_use_stay(int mode, uint64_t seed) {
+  const std::string what = named("rows in use", mode, 16, seed);
+  const std::vector<uint64_t> keys = some_keys(400, mode, seed);
+  const std::vector<uint64_t> old(keys.begin(), keys.begin() + 64), fresh(keys.begin() + 64, keys.begin() + 264);
+  for (const uint32_t mark : {0u, 3u}) {
+    Table table(4, mode, 16);
+    Emulator first(seed);
+    Change fill(table, HPS_UPSERT, old, 1);
+    fill.modify.mark = mark;
+    fill.launch(first, mode, 8);
+    run(first, what);
+    const uint64_t held = table.results().added;
+    Emulator second(seed + 1);
+    Change insert(table, HPS_INSERT_IF_ABSENT, fresh, 2);
+    insert.modify.evict_proven = 0;
+    insert.modify.forget = 0;
+    insert.launch(second, mode, 8);
+    run(second, what);
+    const uint64_t evicted = table.results().evicted;
+    check(mark == 0 ? evicted > 100 : evicted == 0, what + ": marks decide who goes");
+    check(table.results().added - evicted >= held, what + ": only a new row takes a row's place");
+    // Lookups mark the rows that they find.
+    if (mark != 0) continue;
+    std::vector<uint64_t> hot;
+    for (const auto& [key, row] : table.contents()) hot.push_back(key);
+    for (uint64_t round = 0; round < 12; ++round) {
+      Emulator third(seed + 2 + round);
+      const Lookup lookup(table, nullptr, 16, hot);
+      lookup.launch(third, mode);
+      run(third, what);
+    }
+    Emulator last(seed + 99);
+    Change again(table, HPS_INSERT_IF_ABSENT, std::vector<uint64_t>(keys.begin() + 264, keys.end()), 2);
+    again.modify.evict_proven = 0;
+    again.modify.forget = 0;
+    again.launch(last, mode, 8);
+    run(last, what);
+    const auto left = table.contents();
+    const auto stays = [&](uint64_t key) { return left.count(key) == 1; };
+    check(std::count_if(hot.begin(), hot.end(), stays) > 50, what + ": rows that were looked up stay");
+  }
+}
+
+// Rows that a full table has no room for are refused, and nothing is lost for them.
+void what_has_no_room_is_refused(int mode, uint64_t seed) {
+  const std::string what = named("no room", mode, 16, seed);
+  Table table(4, mode, 16);
+  const std::vector<uint64_t> keys = some_keys(80, mode, seed);
+  Emulator emulator(seed);
+  Change fill(table, HPS_UPSERT, keys, 1);
+  // Two warps may stand in each other's way to the end; here they have to give up soon.
+  fill.modify.displace = 20;
+  fill.launch(emulator, mode, 8);
+  run(emulator, what);
+  check(table.results().added == 64 && table.results().refused == 16, what + ": as many as there are slots");
+  check(table.contents().size() == 64, what + ": the table is full");
+}
+
+// The same keys come again and again from many warps, into a cache that is too small.
+void a_cache_holds_a_key_once(int mode, uint64_t seed) {
+  const std::string what = named("a cache", mode, 32, seed);
+  Table table(3, mode, 32);
+  const std::vector<uint64_t> all = some_keys(90, mode, seed);
+  std::vector<uint64_t> keys;
+  for (uint32_t i = 0; i < 300; ++i) keys.push_back(all[scramble(seed ^ i) % (i % 2 == 0 ? 5 : all.size())]);
+  Emulator emulator(seed);
+  const Change insert(table, HPS_INSERT_IF_ABSENT, keys, 1);
+  insert.launch(emulator, mode, 16);
+  run(emulator, what);
+  const auto contents = table.contents();
+  check(contents.size() == table.results().added - table.results().evicted, what + ": counted right");
+  for (const auto& [key, row] : contents) check(version_of_row(key, row, 32) == 1, what + ": rows are right");
+}
+
+// When a writer begins: before, or anywhere among, what the lookups beside it do.
+uint64_t writer_delay(uint64_t seed) { return scramble(seed) % 20000; }
+
+// Lookups beside a writer that overwrites all rows and moves some: each row is whole, and of its key.
+void readers_see_whole_rows(int mode, uint64_t seed) {
+  constexpr uint32_t kRowBytes = 64;
+  const std::string what = named("readers", mode, kRowBytes, seed);
+  Table table(6, mode, kRowBytes);
+  const std::vector<uint64_t> keys = some_keys(60, mode, seed);
+  {
+    Emulator emulator(seed);
+    const Change fill(table, HPS_UPSERT, keys, 1);
+    fill.launch(emulator, mode, 8);
+    run(emulator, what);
+  }
+  Emulator emulator(seed + 1);
+  const Change update(table, HPS_UPSERT, keys, 2);
+  const Change more(table, HPS_UPSERT, some_keys(91, mode, seed), 3);
+  std::vector<std::unique_ptr<Lookup>> lookups;
+  for (uint32_t i = 0; i < 6; ++i) {
+    std::vector<uint64_t> asked;
+    for (uint32_t j = 0; j < 40; ++j) asked.push_back(keys[scramble(seed ^ i << 8 ^ j) % keys.size()]);
+    lookups.push_back(std::make_unique<Lookup>(table, nullptr, kRowBytes, asked));
+    lookups.back()->launch(emulator, mode);
+    // One launch after the other writes a table.
+    if (i == 2) (seed % 2 == 0 ? update : more).launch(emulator, mode, 4, writer_delay(seed));
+  }
+  run(emulator, what);
+  for (const auto& lookup : lookups) {
+    for (size_t i = 0; i < lookup->keys.size(); ++i) {
+      const int version = version_of_row(lookup->keys[i], lookup->row(i), kRowBytes);
+      check(version == 1 || version == (seed % 2 == 0 ? 2 : 3), what + ": a row is torn, or another key's");
+    }
+    check(lookup->total(&HpsLookupCounters::first) == lookup->keys.size(), what + ": every key is counted once");
+  }
+}
+
+// Rows in host memory behind a map: a writer moves them to other places, and the old places are used again as soon as the
+// kernel that changes the map has ended.
+void readers_follow_the_map(int mode, uint64_t seed) {
+  constexpr uint32_t kRowBytes = 64;
+  const std::string what = named("a map", mode, kRowBytes, seed);
+  Table cache(1, mode, kRowBytes);
+  Table map(6, mode, 8, true);
+  const std::vector<uint64_t> keys = some_keys(60, mode, seed);
+  // Two places for each row.
+  std::vector<uint4> places(keys.size() * 2 * kRowBytes / sizeof(uint4));
+  char* const memory = reinterpret_cast<char*>(places.data());
+  const auto write = [&](size_t place, uint64_t key, uint32_t version) {
+    const std::vector<uint32_t> row = row_for(key, version, kRowBytes);
+    std::memcpy(memory + place * kRowBytes, row.data(), kRowBytes);
+  };
+  const auto mapped = [&](size_t first_place) {
+    Change change(map, HPS_UPSERT, keys, 0);
+    std::vector<uint32_t> addresses;
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const uint64_t to = reinterpret_cast<uint64_t>(memory + (first_place + i) * kRowBytes);
+      addresses.push_back(static_cast<uint32_t>(to));
+      addresses.push_back(static_cast<uint32_t>(to >> 32));
+    }
+    change.rows = addresses;
+    change.modify.rows = address(change.rows);
+    return change;
+  };
+  for (size_t i = 0; i < keys.size(); ++i) write(i, keys[i], 1);
+  {
+    Emulator emulator(seed);
+    const Change fill = mapped(0);
+    fill.launch(emulator, mode, 8);
+    run(emulator, what);
+  }
+  for (size_t i = 0; i < keys.size(); ++i) write(keys.size() + i, keys[i], 2);
+  Emulator emulator(seed + 1);
+  const Change change = mapped(keys.size());
+  std::vector<std::unique_ptr<Lookup>> lookups;
+  uint32_t left = 4 * HPS_MODIFY_THREADS;
+  for (uint32_t i = 0; i < 8; ++i) {
+    std::vector<uint64_t> asked;
+    for (uint32_t j = 0; j < 32; ++j) asked.push_back(keys[scramble(seed ^ i << 8 ^ j) % keys.size()]);
+    lookups.push_back(std::make_unique<Lookup>(cache, &map, kRowBytes, asked));
+    lookups.back()->launch(emulator, mode);
+    if (i != 3) continue;
+    const auto write_elsewhere = [&] {
+      mode == HPS_TAGS_EXACT ? modify_exact(change.modify) : modify_hashed(change.modify);
+      // The host, after the kernel: the old places hold other rows.
+      if (--left == 0) {
+        for (size_t k = 0; k < keys.size(); ++k) write(k, ~keys[k], 7);
+      }
+    };
+    emulator.launch(4, HPS_MODIFY_THREADS, write_elsewhere, writer_delay(seed));
+  }
+  run(emulator, what);
+  for (const auto& lookup : lookups) {
+    for (size_t i = 0; i < lookup->keys.size(); ++i) {
+      const int version = version_of_row(lookup->keys[i], lookup->row(i), kRowBytes);
+      check(version == 1 || version == 2, what + ": a row is torn, or another key's");
+    }
+    check(lookup->total(&HpsLookupCounters::second) == lookup->keys.size(), what + ": every key is counted once");
+  }
+  check(left == 0, what + ": the writer has ended");
+}
+
+// What no table holds gets the default row, and is counted as missing.
+void absent_keys_get_the_default_row(int mode, uint64_t seed) {
+  const std::string what = named("absent keys", mode, 64, seed);
+  Table table(2, mode, 64);
+  Table behind(4, mode, 64);
+  Emulator emulator(seed);
+  std::vector<uint64_t> keys = some_keys(30, mode, seed);
+  const Change fill(behind, HPS_UPSERT, {keys.begin(), keys.begin() + 20}, 1);
+  fill.launch(emulator, mode, 8);
+  run(emulator, what);
+  keys.push_back(~uint64_t{0});
+  Emulator second(seed + 1);
+  const Lookup lookup(table, &behind, 64, keys);
+  lookup.launch(second, mode);
+  run(second, what);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    check(i < 20 ? version_of_row(keys[i], lookup.row(i), 64) == 1 : lookup.is_default(i), what + ": rows are right");
+  }
+  check(lookup.total(&HpsLookupCounters::second) == 20, what + ": found");
+  check(lookup.total(&HpsLookupCounters::missed) == 11, what + ": missing");
+}
+
+}  // namespace
+
+// kernels_test [number of seeds]
+int main(int argc, char** argv) {
+  const uint64_t num_seeds = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 3;
+  for (uint64_t seed = 1; seed <= num_seeds; ++seed) {
+    for (const int mode : {HPS_TAGS_EXACT, HPS_TAGS_HASHED}) {
+      for (const uint32_t row_bytes : {8u, 12u, 64u}) every_key_finds_room(mode, row_bytes, seed, Order::kRandom);
+      every_key_finds_room(mode, 64, seed, Order::kInStep);
+      what_has_no_room_is_refused(mode, seed);
+      rows_in_the_way_move_first(mode, seed);
+      rows_in_use_stay(mode, seed);
+      a_cache_holds_a_key_once(mode, seed);
+      readers_see_whole_rows(mode, seed);
+      readers_follow_the_map(mode, seed);
+      absent_keys_get_the_default_row(mode, seed);
+    }
+  }
+  if (failures == 0) std::printf("%llu seeds: as expected\n", static_cast<unsigned long long>(num_seeds));
+  return failures == 0 ? 0 : 1;
+}
