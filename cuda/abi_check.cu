@@ -17,7 +17,11 @@ extern "C" __global__ void abi_check(uint64_t facts) {
   HPS_SIZE(HpsLookup);
   HPS_OFFSET(HpsLookup, keys);
   HPS_OFFSET(HpsLookup, misses);
+  HPS_OFFSET(HpsLookup, fetch);
   HPS_OFFSET(HpsLookup, row_bytes);
+  HPS_SIZE(HpsFetchEntry);
+  HPS_OFFSET(HpsFetchEntry, begun);
+  HPS_OFFSET(HpsFetchList, counts);
   HPS_SIZE(HpsWantedKeys);
   HPS_SIZE(HpsModify);
   HPS_OFFSET(HpsModify, keys);

@@ -7,18 +7,10 @@
 // for the host, if it wants to know.
 // Order of work and what a reader may see: set_table.cuh.
 #include "include/marks.cuh"
+#include "include/reading.cuh"
 #include "include/row_copy.cuh"
 
 namespace {
-
-// Where a lane's key was found.
-enum Where { kNowhere = 0, kFirst = 1, kSecond = 2, kNoKey = 3 };
-
-struct Found {
-  uint64_t row;  // address, or 0: nothing to copy
-  uint32_t slot;
-  int where;
-};
 
 // What the first pass found, still to be confirmed.
 struct Guess {
@@ -51,58 +43,6 @@ HPS_DEVICE Guess guess(const HpsLookup& p, uint64_t key, bool is_key) {
   }
   if (!is_key) g.found = Found{0, kNoSlot, kNoKey};
   return g;
-}
-
-// The same, exactly.
-template <int kMode>
-HPS_DEVICE Found resolve(const HpsLookup& p, uint64_t key, const Place& place, const Place& place_second) {
-  Found found{p.default_row, kNoSlot, kNowhere};
-  found.slot = find<kMode>(p.first, key, place);
-  if (found.slot != kNoSlot) {
-    found.where = kFirst;
-    found.row = reinterpret_cast<uint64_t>(row_of(p.first, found.slot, p.row_bytes));
-  } else if (p.second.num_sets != 0) {
-    found.slot = find<kMode>(p.second, key, place_second);
-    if (found.slot != kNoSlot) {
-      found.where = kSecond;
-      found.row = address_of_row(p.second, found.slot, p.row_bytes);
-    }
-  }
-  return found;
-}
-
-// The versions of the sets where a key may be: unchanged versions, unchanged rows.
-struct Versions {
-  uint32_t first[2];
-  uint32_t second[2];
-};
-
-HPS_DEVICE uint32_t wait_until_even(const uint32_t* version) {
-  uint32_t value = load_acquire(version);
-  while ((value & 1u) != 0) value = load_acquire(version);
-  return value;
-}
-
-template <int kMode>
-HPS_DEVICE Versions read_versions(const HpsLookup& p, const Place& place, const Place& place_second) {
-  Versions v{};
-  v.first[0] = wait_until_even(version_of(p.first, place.first));
-  v.first[1] = wait_until_even(version_of(p.first, place.second));
-  if (p.second.num_sets != 0) {
-    v.second[0] = wait_until_even(version_of(p.second, place_second.first));
-    v.second[1] = wait_until_even(version_of(p.second, place_second.second));
-  }
-  return v;
-}
-
-HPS_DEVICE bool are_current(const HpsLookup& p, const Place& place, const Place& place_second, const Versions& v) {
-  bool current = load_relaxed(version_of(p.first, place.first)) == v.first[0] &&
-                 load_relaxed(version_of(p.first, place.second)) == v.first[1];
-  if (p.second.num_sets != 0) {
-    current = current && load_relaxed(version_of(p.second, place_second.first)) == v.second[0] &&
-              load_relaxed(version_of(p.second, place_second.second)) == v.second[1];
-  }
-  return current;
 }
 
 // Step 4 of set_table.cuh, for the keys of a whole warp: those that changed while they were read are read again.
@@ -178,6 +118,20 @@ HPS_DEVICE void list_misses(const HpsMissList& list, uint32_t num_warps, bool is
   }
 }
 
+// Leaves rows that were found in host memory to be fetched. `begun` is what the second table's writers showed before.
+HPS_DEVICE void leave(const HpsFetchList& list, bool is_left, uint64_t address, uint32_t position, uint32_t begun) {
+  const uint32_t left = __ballot_sync(kWholeWarp, is_left);
+  if (left == 0) return;
+  uint32_t base = 0;
+  if (lane_id() == 0) base = atomicAdd(pointer<uint32_t>(list.counts), static_cast<uint32_t>(__popc(left)));
+  base = __shfl_sync(kWholeWarp, base, 0);
+  if (is_left) {
+    const uint32_t at = base + static_cast<uint32_t>(__popc(left & ((1u << lane_id()) - 1u)));
+    pointer<HpsFetchEntry>(list.entries)[at] = HpsFetchEntry{address, position, begun};
+    atomicAdd(pointer<uint32_t>(list.buckets) + fetch_bucket(address), 1u);
+  }
+}
+
 // Offers keys that only the second table holds to whoever fills the first.
 HPS_DEVICE void want(const HpsLookup& p, bool is_wanted, uint64_t key) {
   const uint32_t wanted = __ballot_sync(kWholeWarp, is_wanted);
@@ -223,7 +177,8 @@ HPS_DEVICE void lookup(const HpsLookup& p) {
     count(p, warp, found, is_counted, 1);
     uint32_t after = before.begun;
     uint32_t after_second = before_second.begun;
-    copy_rows<Vec, kLanes, kKeys>(found.row, out, p.row_bytes, [&] {
+    const bool is_left = p.fetch.entries != 0 && found.where == kSecond;
+    copy_rows<Vec, kLanes, kKeys>(is_left ? 0 : found.row, out, p.row_bytes, [&] {
       fence();
       after = load_relaxed(pointer<const uint32_t>(p.first.writers));
       if (has_second) after_second = load_relaxed(pointer<const uint32_t>(p.second.writers));
@@ -232,6 +187,7 @@ HPS_DEVICE void lookup(const HpsLookup& p) {
     is_done = after == before.begun && after_second == before_second.begun && g.stored_key == key;
     is_done = __all_sync(kWholeWarp, is_done);
     if (!is_done) count(p, warp, found, is_counted, -1);
+    if (is_done && p.fetch.entries != 0) leave(p.fetch, is_left && is_counted, found.row, position, before_second.begun);
   } else {
     is_done = false;
   }

@@ -82,7 +82,25 @@ typedef struct HpsMissList {
   uint32_t unused;
 } HpsMissList;
 
-// One launch of a lookup kernel.
+// A row in host memory that a lookup has found and leaves to be fetched.
+typedef struct HpsFetchEntry {
+  uint64_t address;
+  uint32_t position;  // of its key
+  uint32_t begun;     // of the second table's writers, before the address was read
+} HpsFetchEntry;
+
+// Where a lookup leaves such rows; fetch.cu reads them in the order of their addresses. All in device memory.
+#define HPS_FETCH_BUCKETS 4096
+#define HPS_FETCH_THREADS 128
+#define HPS_FETCH_ORDER_THREADS 1024
+typedef struct HpsFetchList {
+  uint64_t entries;  // (num_keys) HpsFetchEntry; 0: the lookup copies such rows itself
+  uint64_t sorted;   // (num_keys) HpsFetchEntry
+  uint64_t buckets;  // (HPS_FETCH_BUCKETS) uint32: rows of each piece of memory; zero before the lookup and after the fetch
+  uint64_t counts;   // uint32[2]: entries listed, entries to be fetched; zero before the lookup
+} HpsFetchList;
+
+// One launch of a lookup kernel, and of those that fetch what it has left.
 typedef struct HpsLookup {
   HpsSetTable first;
   HpsSetTable second;    // num_sets 0: none
@@ -91,6 +109,7 @@ typedef struct HpsLookup {
   uint64_t default_row;  // (row_bytes) device: for keys that nobody holds; 0: the host answers them, and counts them
   uint64_t counters;     // (HPS_COUNTER_COPIES) HpsLookupCounters, device; 0: nobody counts
   HpsMissList misses;    // word 0: not wanted
+  HpsFetchList fetch;    // entries 0: none; else there is a default row
   uint64_t wanted;       // HpsWantedKeys, device: keys that the first table should take in; 0: nobody asks
   uint32_t num_keys;
   uint32_t key_bytes;  // 4 or 8

@@ -2,12 +2,14 @@
 #include "emulator/emulator.h"
 
 // The order matters: the kernels are written in the language that the emulator defines.
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
 
+#include "fetch.cu"
 #include "lookup.cu"
 #include "modify.cu"
 
@@ -157,6 +159,8 @@ struct Lookup {
   std::vector<uint4> out;
   std::vector<uint32_t> default_row;
   std::vector<HpsLookupCounters> counters;
+  std::vector<HpsFetchEntry> entries;
+  std::vector<uint32_t> buckets, counts;
   HpsLookup lookup{};
 
   Lookup(const Table& first, const Table* second, uint32_t row_bytes, std::vector<uint64_t> of)
@@ -173,6 +177,31 @@ struct Lookup {
     lookup.num_keys = static_cast<uint32_t>(keys.size());
     lookup.key_bytes = 8;
     lookup.row_bytes = row_bytes;
+  }
+
+  // Leaves rows of the second table to be fetched.
+  void leave_rows() {
+    entries.resize(2 * keys.size());
+    buckets.resize(HPS_FETCH_BUCKETS);
+    counts.resize(2);
+    lookup.fetch.entries = address(entries);
+    lookup.fetch.sorted = lookup.fetch.entries + keys.size() * sizeof(HpsFetchEntry);
+    lookup.fetch.buckets = address(buckets);
+    lookup.fetch.counts = address(counts);
+  }
+
+  // The launches after the lookup's: each after the one before has ended, as in a stream.
+  void fetch(Emulator& on, int mode) const {
+    on.launch(2, HPS_FETCH_THREADS,
+              [this, mode] { mode == HPS_TAGS_EXACT ? fetch_exact_16x4(lookup) : fetch_hashed_16x4(lookup); });
+  }
+  void order(uint64_t seed) const {
+    Emulator first(seed);
+    first.launch(1, HPS_FETCH_ORDER_THREADS, [this] { fetch_order(lookup); });
+    if (!first.run(kMostTurns)) std::exit(1);
+    Emulator second(seed);
+    second.launch(2, HPS_FETCH_THREADS, [this] { fetch_place(lookup); });
+    if (!second.run(kMostTurns)) std::exit(1);
   }
 
   void launch(Emulator& on, int mode) const {
@@ -360,69 +389,132 @@ void readers_see_whole_rows(int mode, uint64_t seed) {
   }
 }
 
-// Rows in host memory behind a map: a writer moves them to other places, and the old places are used again as soon as the
-// kernel that changes the map has ended.
-void readers_follow_the_map(int mode, uint64_t seed) {
-  constexpr uint32_t kRowBytes = 64;
-  const std::string what = named("a map", mode, kRowBytes, seed);
-  Table cache(1, mode, kRowBytes);
-  Table map(6, mode, 8, true);
-  const std::vector<uint64_t> keys = some_keys(60, mode, seed);
-  // Two places for each row.
-  std::vector<uint4> places(keys.size() * 2 * kRowBytes / sizeof(uint4));
-  char* const memory = reinterpret_cast<char*>(places.data());
-  const auto write = [&](size_t place, uint64_t key, uint32_t version) {
-    const std::vector<uint32_t> row = row_for(key, version, kRowBytes);
-    std::memcpy(memory + place * kRowBytes, row.data(), kRowBytes);
-  };
-  const auto mapped = [&](size_t first_place) {
-    Change change(map, HPS_UPSERT, keys, 0);
-    std::vector<uint32_t> addresses;
-    for (size_t i = 0; i < keys.size(); ++i) {
-      const uint64_t to = reinterpret_cast<uint64_t>(memory + (first_place + i) * kRowBytes);
-      addresses.push_back(static_cast<uint32_t>(to));
-      addresses.push_back(static_cast<uint32_t>(to >> 32));
-    }
-    change.rows = addresses;
-    change.modify.rows = address(change.rows);
-    return change;
-  };
-  for (size_t i = 0; i < keys.size(); ++i) write(i, keys[i], 1);
-  {
+// Rows in host memory behind a map. A writer moves them to other places, and the old places are used again as soon as the kernel
+// that changes the map has ended.
+class Mapped {
+ public:
+  static constexpr uint32_t kRowBytes = 64;
+
+  Mapped(int mode, uint64_t seed, uint32_t count)
+      : mode_(mode),
+        seed_(seed),
+        keys(some_keys(count, mode, seed)),
+        cache(1, mode, kRowBytes),
+        map((count + 9) / 10, mode, 8, true),
+        places_(static_cast<char*>(std::calloc(keys.size() * 2, kApart)), &std::free) {
+    for (size_t i = 0; i < keys.size(); ++i) write(i, keys[i], 1);
     Emulator emulator(seed);
     const Change fill = mapped(0);
     fill.launch(emulator, mode, 8);
-    run(emulator, what);
+    run(emulator, "a map is filled");
+    for (size_t i = 0; i < keys.size(); ++i) write(keys.size() + i, keys[i], 2);
+    change_ = std::make_unique<Change>(mapped(keys.size()));
   }
-  for (size_t i = 0; i < keys.size(); ++i) write(keys.size() + i, keys[i], 2);
-  Emulator emulator(seed + 1);
-  const Change change = mapped(keys.size());
-  std::vector<std::unique_ptr<Lookup>> lookups;
-  uint32_t left = 4 * HPS_MODIFY_THREADS;
-  for (uint32_t i = 0; i < 8; ++i) {
-    std::vector<uint64_t> asked;
-    for (uint32_t j = 0; j < 32; ++j) asked.push_back(keys[scramble(seed ^ i << 8 ^ j) % keys.size()]);
-    lookups.push_back(std::make_unique<Lookup>(cache, &map, kRowBytes, asked));
-    lookups.back()->launch(emulator, mode);
-    if (i != 3) continue;
-    const auto write_elsewhere = [&] {
-      mode == HPS_TAGS_EXACT ? modify_exact(change.modify) : modify_hashed(change.modify);
+
+  // Makes the map show the second places.
+  void move(Emulator& on, uint64_t delay) {
+    left_ = 4 * HPS_MODIFY_THREADS;
+    const auto kernel = [this] {
+      mode_ == HPS_TAGS_EXACT ? modify_exact(change_->modify) : modify_hashed(change_->modify);
       // The host, after the kernel: the old places hold other rows.
-      if (--left == 0) {
+      if (--left_ == 0) {
         for (size_t k = 0; k < keys.size(); ++k) write(k, ~keys[k], 7);
       }
     };
-    emulator.launch(4, HPS_MODIFY_THREADS, write_elsewhere, writer_delay(seed));
+    on.launch(4, HPS_MODIFY_THREADS, kernel, delay);
   }
-  run(emulator, what);
-  for (const auto& lookup : lookups) {
-    for (size_t i = 0; i < lookup->keys.size(); ++i) {
-      const int version = version_of_row(lookup->keys[i], lookup->row(i), kRowBytes);
+
+  std::unique_ptr<Lookup> lookup(uint32_t number, uint32_t count) const {
+    std::vector<uint64_t> asked;
+    for (uint32_t j = 0; j < count; ++j) asked.push_back(keys[scramble(seed_ ^ number << 8 ^ j) % keys.size()]);
+    return std::make_unique<Lookup>(cache, &map, kRowBytes, asked);
+  }
+
+  void check_rows(const Lookup& lookup, const std::string& what) const {
+    for (size_t i = 0; i < lookup.keys.size(); ++i) {
+      const int version = version_of_row(lookup.keys[i], lookup.row(i), kRowBytes);
       check(version == 1 || version == 2, what + ": a row is torn, or another key's");
     }
-    check(lookup->total(&HpsLookupCounters::second) == lookup->keys.size(), what + ": every key is counted once");
+    check(lookup.total(&HpsLookupCounters::second) == lookup.keys.size(), what + ": every key is counted once");
+    check(left_ == 0, what + ": the writer has ended");
   }
-  check(left == 0, what + ": the writer has ended");
+
+ private:
+  void write(size_t place, uint64_t key, uint32_t version) {
+    const std::vector<uint32_t> row = row_for(key, version, kRowBytes);
+    std::memcpy(places_.get() + place * kApart, row.data(), kRowBytes);
+  }
+
+  Change mapped(size_t first_place) {
+    Change change(map, HPS_UPSERT, keys, 0);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const uint64_t to = reinterpret_cast<uint64_t>(places_.get()) + (first_place + i) * kApart;
+      std::memcpy(change.rows.data() + 2 * i, &to, sizeof(to));
+    }
+    return change;
+  }
+
+  int mode_;
+  uint64_t seed_;
+
+ public:
+  const std::vector<uint64_t> keys;
+  Table cache, map;
+
+ private:
+  // So far apart that rows lie in many buckets. Only what is written takes memory.
+  static constexpr size_t kApart = 1 << 20;
+  std::unique_ptr<char, void (*)(void*)> places_;
+  std::unique_ptr<Change> change_;
+  uint32_t left_ = 0;
+};
+
+void readers_follow_the_map(int mode, uint64_t seed) {
+  const std::string what = named("a map", mode, Mapped::kRowBytes, seed);
+  Mapped mapped(mode, seed, 60);
+  Emulator emulator(seed + 1);
+  std::vector<std::unique_ptr<Lookup>> lookups;
+  for (uint32_t i = 0; i < 8; ++i) {
+    lookups.push_back(mapped.lookup(i, 32));
+    lookups.back()->launch(emulator, mode);
+  }
+  mapped.move(emulator, writer_delay(seed));
+  run(emulator, what);
+  for (const auto& lookup : lookups) mapped.check_rows(*lookup, what);
+}
+
+// The same when rows are fetched after the lookup: the writer comes during the lookup, between, or during the fetch.
+void fetched_rows_are_those_of_now(int mode, uint64_t seed) {
+  const std::string what = named("fetched rows", mode, Mapped::kRowBytes, seed);
+  Mapped mapped(mode, seed, 200);
+  const std::unique_ptr<Lookup> lookup = mapped.lookup(0, 150);
+  lookup->leave_rows();
+  const uint64_t when = seed % 3;
+  Emulator first(seed + 1);
+  lookup->launch(first, mode);
+  if (when == 0) mapped.move(first, writer_delay(seed));
+  run(first, what);
+  check(when == 0 || lookup->counts[0] == lookup->keys.size(), what + ": all rows are left");
+  const uint32_t num_left = lookup->counts[0];
+  lookup->order(seed);
+  check(lookup->counts[0] == 0 && lookup->counts[1] == num_left, what + ": as many are fetched as were left");
+  const HpsFetchEntry* sorted = lookup->entries.data() + lookup->keys.size();
+  const auto comes_before = [](const HpsFetchEntry& a, const HpsFetchEntry& b) {
+    return fetch_bucket(a.address) < fetch_bucket(b.address);
+  };
+  check(std::is_sorted(sorted, sorted + num_left, comes_before), what + ": in the order of addresses");
+  if (when == 1) {
+    Emulator between(seed + 2);
+    mapped.move(between, 0);
+    run(between, what);
+  }
+  Emulator last(seed + 3);
+  lookup->fetch(last, mode);
+  if (when == 2) mapped.move(last, writer_delay(seed) / 8);
+  run(last, what);
+  mapped.check_rows(*lookup, what);
+  const auto is_zero = [](uint32_t number) { return number == 0; };
+  check(std::all_of(lookup->buckets.begin(), lookup->buckets.end(), is_zero), what + ": ready for the next lookup");
 }
 
 // What no table holds gets the default row, and is counted as missing.
@@ -462,6 +554,7 @@ int main(int argc, char** argv) {
       a_cache_holds_a_key_once(mode, seed);
       readers_see_whole_rows(mode, seed);
       readers_follow_the_map(mode, seed);
+      fetched_rows_are_those_of_now(mode, seed);
       absent_keys_get_the_default_row(mode, seed);
     }
   }

@@ -10,6 +10,7 @@ use crate::geometry::TagMode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     Lookup,
+    Fetch,
     Modify,
     Scatter,
     Dump,
@@ -22,6 +23,7 @@ impl Unit {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Lookup => "lookup",
+            Self::Fetch => "fetch",
             Self::Modify => "modify",
             Self::Scatter => "scatter",
             Self::Dump => "dump",
@@ -45,12 +47,19 @@ const WARP: u32 = 32;
 const MODIFY_THREADS: u32 = abi::HPS_MODIFY_THREADS;
 /// Blocks of the modifying kernel for each multiprocessor: enough to fill it.
 const MODIFY_BLOCKS: u32 = 16;
+const FETCH_THREADS: u32 = abi::HPS_FETCH_THREADS;
+/// Blocks of the fetching kernel for each multiprocessor: rows under way at a time stay close to each other.
+const FETCH_BLOCKS: u32 = 2;
 
 /// All kernels, loaded into one device.
 #[derive(Debug)]
 pub(crate) struct Functions {
     /// By tag mode, copy, size.
     lookup: Vec<Function>,
+    /// By tag mode, copy.
+    fetch: Vec<Function>,
+    fetch_order: Function,
+    fetch_place: Function,
     modify: [Function; 2],
     dump: [Function; 2],
     scatter: Function,
@@ -72,6 +81,14 @@ impl Functions {
                 }
             }
         }
+        let fetch_module = module(Unit::Fetch)?;
+        let mut fetch = Vec::new();
+        for mode in TagMode::ALL {
+            for (vector_bytes, lanes) in COPIES {
+                let name = format!("fetch_{}_{vector_bytes}x{lanes}", mode.name());
+                fetch.push(fetch_module.function(Unit::Fetch, &name)?);
+            }
+        }
         let pair = |unit: Unit| {
             let module = module(unit)?;
             let one = |mode: TagMode| module.function(unit, &format!("{}_{}", unit.name(), mode.name()));
@@ -80,6 +97,9 @@ impl Functions {
         let single = |unit: Unit| module(unit)?.function(unit, unit.name());
         Ok(Self {
             lookup,
+            fetch,
+            fetch_order: fetch_module.function(Unit::Fetch, "fetch_order")?,
+            fetch_place: fetch_module.function(Unit::Fetch, "fetch_place")?,
             modify: pair(Unit::Modify)?,
             dump: pair(Unit::Dump)?,
             scatter: single(Unit::Scatter)?,
@@ -107,15 +127,18 @@ fn lookup_shape(num_keys: u32, row_bytes: u32, num_processors: u32) -> Option<Lo
         64..256 => (1, 64),
         _ => (2, 128),
     };
-    let vector_bytes = if row_bytes.is_multiple_of(16) { 16 } else { 4 };
-    let num_vectors = row_bytes / vector_bytes;
-    let copy = COPIES
-        .iter()
-        .position(|&(bytes, lanes)| bytes == vector_bytes && lanes >= num_vectors)
-        .or_else(|| COPIES.iter().rposition(|&(bytes, _)| bytes == vector_bytes))?;
+    let copy = copy_of(row_bytes)?;
     let keys_per_warp = SIZES.get(size)?.1;
     let num_warps = num_keys.div_ceil(keys_per_warp);
     Some(LookupShape { size, copy, num_blocks: num_warps.div_ceil(num_threads / WARP), num_threads })
+}
+
+/// How rows of that size are copied: a position in [`COPIES`].
+fn copy_of(row_bytes: u32) -> Option<usize> {
+    let vector_bytes = if row_bytes.is_multiple_of(16) { 16 } else { 4 };
+    let num_vectors = row_bytes / vector_bytes;
+    let fits = COPIES.iter().position(|&(bytes, lanes)| bytes == vector_bytes && lanes >= num_vectors);
+    fits.or_else(|| COPIES.iter().rposition(|&(bytes, _)| bytes == vector_bytes))
 }
 
 impl Device {
@@ -135,6 +158,24 @@ impl Device {
         let function = *self.functions().lookup.get(index).ok_or_else(no_kernel)?;
         // SAFETY: the function takes an HpsLookup; the caller's promise.
         unsafe { self.launch(function, shape.num_blocks, shape.num_threads, stream, lookup) }
+    }
+
+    /// Starts fetching the rows that a lookup has left; after it, in its stream. The device must have been entered.
+    ///
+    /// # Safety
+    /// As [`Self::lookup`].
+    pub(crate) unsafe fn fetch(&self, mode: TagMode, lookup: &HpsLookup, stream: StreamHandle) -> Result<()> {
+        let copy = copy_of(lookup.row_bytes).ok_or_else(no_kernel)?;
+        let fetch = *self.functions().fetch.get(mode.index() * COPIES.len() + copy).ok_or_else(no_kernel)?;
+        let most_blocks = self.num_processors() * FETCH_BLOCKS;
+        let num_blocks = lookup.num_keys.div_ceil(FETCH_THREADS).min(most_blocks);
+        let functions = self.functions();
+        // SAFETY: the function takes an HpsLookup; the caller's promise.
+        unsafe { self.launch(functions.fetch_order, 1, abi::HPS_FETCH_ORDER_THREADS, stream, lookup)? };
+        // SAFETY: as above.
+        unsafe { self.launch(functions.fetch_place, num_blocks, FETCH_THREADS, stream, lookup)? };
+        // SAFETY: as above.
+        unsafe { self.launch(fetch, num_blocks, FETCH_THREADS, stream, lookup) }
     }
 
     /// Starts a modification. At least one key. The device must have been entered.

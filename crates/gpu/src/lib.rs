@@ -8,6 +8,7 @@
 //!     Plan         plan.rs       what a table takes, checked before it is allocated (no GPU needed)
 //!   Missed         missed.rs     keys that a lookup missed, to the host and back
 //!   Workspace      workspace.rs  buffers for them, pooled without limit
+//!   FetchSpace     fetch.rs      where large lookups leave rows in host memory, to be read in the order of addresses
 //!   Inserter       inserter.rs   the thread that takes missed rows in, behind the lookups
 //!   Writer         writer.rs     all changes, in one order
 //! kernels.rs                     which kernels there are, and how they are launched
@@ -61,6 +62,7 @@
 mod abi;
 mod architectures;
 mod driver;
+mod fetch;
 mod geometry;
 #[cfg(test)]
 mod gpu_tests;

@@ -13,8 +13,9 @@ use hps_core::update_clock::{ClockSnapshot, UpdateClock};
 use hps_core::{Error, ErrorKind, Key, Result, Rows, TableId};
 use parking_lot::Mutex;
 
-use crate::abi::{self, HpsLookup, HpsLookupCounters, HpsMissList, HpsUnique};
+use crate::abi::{self, HpsFetchList, HpsLookup, HpsLookupCounters, HpsMissList, HpsUnique};
 use crate::driver::{Device, Stream, StreamHandle};
+use crate::fetch::{self, FetchPool};
 use crate::inserter::Inserter;
 use crate::memory::DeviceBuffer;
 use crate::missed::{Missed, MissedSettings};
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     fronts: Vec<Option<Front>>,
     pub(crate) clocks: Arc<[UpdateClock]>,
     pub(crate) pool: Pool,
+    fetch_pool: FetchPool,
     /// Makes workspaces ready and reads counters.
     pub(crate) service: Mutex<Stream>,
     /// All changes go through it, in one order.
@@ -125,6 +127,7 @@ impl GpuTier {
             fronts: by_number,
             clocks,
             pool: Pool::default(),
+            fetch_pool: FetchPool::default(),
             service: Mutex::new(stream),
             writer: Mutex::new(Writer::new(device)?),
             has_been_used: AtomicBool::new(false),
@@ -281,12 +284,31 @@ impl Shared {
             default_row: if answers_all { front.default_row.address() } else { 0 },
             counters: if answers_all || table.has_map() { front.counters.address() } else { 0 },
             misses: HpsMissList::default(),
+            fetch: HpsFetchList::default(),
             wanted: table.wanted_address(),
             num_keys,
             key_bytes: lookup.key_width.num_bytes() as u32,
             row_bytes: table.row_bytes(),
             unused: 0,
         }
+    }
+}
+
+impl Shared {
+    /// Sends a lookup that the GPU answers by itself.
+    fn send(&self, table: &GpuTable, mut lookup: HpsLookup, num_keys: usize, stream: StreamHandle) -> Result<()> {
+        // A graph would keep its space for ever.
+        let fetches = table.wanted_address() != 0 && num_keys >= fetch::MIN_KEYS && !self.device.is_capturing(stream)?;
+        let space = fetches.then(|| self.fetch_pool.take(self.device, num_keys, stream)).transpose()?;
+        if let Some(space) = &space {
+            lookup.fetch = space.list();
+        }
+        // SAFETY: the tier's memory lives until the store is closed, the caller's as DeviceLookup says.
+        unsafe { self.device.lookup(table.mode(), &lookup, stream)? };
+        let Some(space) = space else { return Ok(()) };
+        // SAFETY: as above.
+        unsafe { self.device.fetch(table.mode(), &lookup, stream)? };
+        self.fetch_pool.give(space, stream)
     }
 }
 
@@ -318,8 +340,7 @@ impl DeviceTier for GpuTier {
             shared.has_been_used.store(true, Ordering::Relaxed);
         }
         if parameters.default_row != 0 {
-            // SAFETY: the tier's memory lives until the store is closed, the caller's as DeviceLookup says.
-            unsafe { device.lookup(held.mode(), &parameters, stream)? };
+            shared.send(held, parameters, lookup.num_keys, stream)?;
             return Ok(DeviceAnswer::Enqueued);
         }
 

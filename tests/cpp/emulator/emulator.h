@@ -207,6 +207,8 @@ inline Emulator& now() { return *Emulator::active; }
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+// Of the one block that runs at a time.
+#define __shared__ static
 #define threadIdx (emulator::now().lane().thread)
 #define blockIdx (emulator::now().lane().block_index)
 #define blockDim (emulator::now().lane().block_size)
