@@ -28,8 +28,10 @@ class Updating:
     def run_a_sequence(self, table: Table, share: float, seed: int) -> None:
         store = self.make_store(table, gpucacheper=share)
         generator = seeded(seed)
-        # Room for a few more than there are.
-        new = random_keys(size(100, 5), seed=99)
+        # As many as there is room for, and like those that are there: tables tell keys apart by
+        # what they have seen when they were opened.
+        is_dense = int(table.keys[-1]) == len(table) - 1
+        new = torch.arange(ROWS, ROWS + size(100, 5)) if is_dense else random_keys(size(100, 5), 99)
         everything = torch.cat([table.keys, new])
         for step in range(STEPS):
             count = int(torch.randint(1, BATCH, (1,), generator=generator))

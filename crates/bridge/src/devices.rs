@@ -11,7 +11,7 @@ use hps_core::observer::Observer;
 use hps_core::tier::{TierKind, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Error, ErrorKind, Key, Result, TableId};
-use hps_gpu::{CacheKind, FrontSettings, GpuTier, PinnedAllocator, Reach, TableSettings, images};
+use hps_gpu::{CacheKind, FrontSettings, GpuTier, PinnedAllocator, Reach, TableSettings, images, share_for_bytes};
 use hps_host::HostTier;
 
 use crate::assemble::StorageTables;
@@ -62,6 +62,16 @@ pub(crate) fn open(
                 num_rows: if kind.holds_all() { truth.count_rows(table)? } else { truth.usage(table)?.rows },
                 largest_key: largest_key(truth, table, kind, sources.and_then(|sources| sources.get(i)))?,
             });
+        }
+        for model in &config.models {
+            let Some(num_bytes) = model.gpu.gpucache_bytes else { continue };
+            let is_of_model = |table: &TableSettings| {
+                let origin = storage.origins.get(table.storage.index());
+                origin.is_some_and(|(owner, _)| owner.name == model.name)
+            };
+            let (mine, _): (Vec<TableSettings>, Vec<_>) = tables.iter().cloned().partition(is_of_model);
+            let share = share_for_bytes(&mine, num_bytes, &model.name)?;
+            tables.iter_mut().filter(|table| is_of_model(table)).for_each(|table| table.cache_share = share);
         }
         let fronts = storage.tables.iter().enumerate().filter(|(_, table)| {
             storage

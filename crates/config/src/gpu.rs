@@ -24,6 +24,9 @@ pub struct GpuConfig {
     /// Rows that the cache can hold, as a fraction of the table's rows; above 1 is allowed, 0 asks for the smallest
     /// cache. Default 0.2.
     pub gpucacheper: f64,
+    /// GPU memory that the model's caches, with their indexes, take on each device: they get the largest share of their tables that
+    /// fits, the same for all. `None` if not given: `gpucacheper` decides.
+    pub gpucache_bytes: Option<u64>,
     /// Hit rate from which missed keys yield the default row at once and are fetched later. `None` if not given:
     /// results are always exact. (The predecessor's default is 0.9.) 1 and above is exact, 0 and below never waits.
     pub hit_rate_threshold: Option<f64>,
@@ -81,10 +84,12 @@ pub(crate) fn read(section: &Section<'_>) -> GpuConfig {
             }
         }
     }
+    let gpucache = section.bool("gpucache", true);
     GpuConfig {
         embedding_cache_type,
-        gpucache: section.bool("gpucache", true),
+        gpucache,
         gpucacheper: section.f64("gpucacheper", 0.2, 0.0..),
+        gpucache_bytes: read_cache_bytes(section, embedding_cache_type, gpucache),
         hit_rate_threshold: section.optional_f64("hit_rate_threshold", ..),
         deployed_device_list: read_devices(section),
         num_of_worker_buffer_in_pool: section.usize("num_of_worker_buffer_in_pool", 1, 0..=u64::MAX),
@@ -103,6 +108,25 @@ pub(crate) fn read(section: &Section<'_>) -> GpuConfig {
         enable_pagelock,
         fp8_quant,
     }
+}
+
+fn read_cache_bytes(section: &Section<'_>, kind: EmbeddingCacheType, gpucache: bool) -> Option<u64> {
+    const KEY: &str = "gpucache_bytes";
+    // Not given: 0.
+    let num_bytes = Some(section.u64(KEY, 0, 1..=u64::MAX)).filter(|&num_bytes| num_bytes > 0)?;
+    let has_cache = match kind {
+        EmbeddingCacheType::Static => false,
+        EmbeddingCacheType::Dynamic => gpucache,
+        EmbeddingCacheType::Uvm => true,
+    };
+    if !has_cache {
+        section.report.warn(&section.place_of(KEY), "without effect: the model has no cache in GPU memory");
+        return None;
+    }
+    if section.has("gpucacheper") {
+        section.report.warn(&section.place_of("gpucacheper"), "without effect: gpucache_bytes decides");
+    }
+    Some(num_bytes)
 }
 
 fn read_cache_type(section: &Section<'_>) -> EmbeddingCacheType {

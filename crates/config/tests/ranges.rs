@@ -98,6 +98,8 @@ fn wrong_values_are_refused() {
         ("models[0].model", json!("modèle"), "", "a name of 1 to 120 letters, digits"),
         ("models[0].max_batch_size", json!(0), "", "from 1 to"),
         ("models[0].gpucacheper", json!(-0.5), "", "a number, at least 0"),
+        ("models[0].gpucache_bytes", json!(0), "", "an integer, 1 or more"),
+        ("models[0].gpucache_bytes", json!("8G"), "", "an integer, 1 or more"),
         ("models[0].num_of_worker_buffer_in_pool", json!(-1), "", "an integer, 0 or more"),
         ("models[0].num_of_refresher_buffer_in_pool", json!(-1), "", "an integer, 0 or more"),
         ("models[0].cache_refresh_percentage_per_iteration", json!(20), "", "at least 0 and at most 1"),

@@ -71,6 +71,7 @@ fn the_least_configuration_has_all_defaults() {
         embedding_cache_type: EmbeddingCacheType::Dynamic,
         gpucache: true,
         gpucacheper: 0.2,
+        gpucache_bytes: None,
         hit_rate_threshold: None,
         deployed_device_list: vec![0],
         num_of_worker_buffer_in_pool: 1,
@@ -226,6 +227,7 @@ fn every_value_arrives() {
         embedding_cache_type: EmbeddingCacheType::Static,
         gpucache: false,
         gpucacheper: 2.0,
+        gpucache_bytes: None,
         hit_rate_threshold: Some(1.0),
         deployed_device_list: vec![3, 1],
         num_of_worker_buffer_in_pool: 100_000,
@@ -391,6 +393,26 @@ fn unknown_keys_are_warned_about_with_the_nearest_known() {
     assert!(!warnings[0].message.contains("did you mean"));
     let shown = format!("{}:1:2: colour: unknown key, ignored", sandbox.config_file().display());
     assert_eq!(warnings[0].to_string(), shown);
+}
+
+#[test]
+fn a_budget_for_gpu_caches_takes_the_place_of_their_share() {
+    let sandbox = Sandbox::new();
+    let config = with("models[0].gpucache_bytes", json!(1u64 << 33));
+    assert_eq!(sandbox.load_quietly(&config).models[0].gpu.gpucache_bytes, Some(1 << 33));
+    let both = set(config.clone(), "models[0].gpucacheper", json!(0.5));
+    let (loaded, warnings) = sandbox.load(&both);
+    assert_eq!(loaded.models[0].gpu.gpucache_bytes, Some(1 << 33));
+    assert_one_warning(&warnings, "models[0].gpucacheper", "without effect: gpucache_bytes decides");
+    for (path, value) in [
+        ("models[0].embedding_cache_type", json!("static")),
+        ("models[0].use_static_table", json!(true)),
+        ("models[0].gpucache", json!(false)),
+    ] {
+        let (loaded, warnings) = sandbox.load(&set(config.clone(), path, value));
+        assert_eq!(loaded.models[0].gpu.gpucache_bytes, None);
+        assert_one_warning(&warnings, "models[0].gpucache_bytes", "without effect: the model has no cache");
+    }
 }
 
 #[test]

@@ -11,8 +11,11 @@ const MAX_QUOTIENTS: u64 = 32_767;
 /// Share of the slots that a table which must hold every row uses at most: with two sets of 16 slots to choose from and rows
 /// that move to their other set, every key finds a place.
 const MAX_LOAD: f64 = 0.95;
-/// What a driver's allocation is rounded up to.
-const ALLOCATION_BYTES: u64 = 512;
+/// What the driver takes for an allocation: whole pages for large ones, parts of a page for small ones.
+pub(crate) fn allocated(num_bytes: u64) -> u64 {
+    const PAGE: u64 = 2 << 20;
+    num_bytes.next_multiple_of(if num_bytes < PAGE / 2 { 512 } else { PAGE })
+}
 
 /// How a tag tells keys apart; see `cuda/include/placement.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,8 +116,8 @@ impl Geometry {
     /// GPU memory beside the rows.
     pub(crate) fn index_bytes(&self) -> u64 {
         [self.tags_bytes(), self.keys_bytes(), self.words_bytes(), self.words_bytes(), 8]
-            .iter()
-            .map(|bytes| bytes.next_multiple_of(ALLOCATION_BYTES))
+            .into_iter()
+            .map(allocated)
             .sum()
     }
 }
@@ -176,6 +179,11 @@ mod tests {
             let geometry = Geometry::for_all(rows, 64, TagMode::Exact).unwrap();
             assert!(geometry.num_slots() as f64 * MAX_LOAD >= rows as f64);
         }
+    }
+
+    #[test]
+    fn large_allocations_are_whole_pages() {
+        assert_eq!([0, 1, 513, 1 << 20, (2 << 20) + 1].map(allocated), [0, 512, 1024, 2 << 20, 4 << 20]);
     }
 
     #[test]

@@ -80,5 +80,5 @@ mod writer;
 
 pub use driver::{CaptureSafe, device_count};
 pub use memory::PinnedAllocator;
-pub use plan::{CacheKind, Reach, TableSettings};
+pub use plan::{CacheKind, Reach, TableSettings, share_for_bytes};
 pub use tier::{FrontSettings, GpuTier};

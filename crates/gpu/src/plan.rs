@@ -3,7 +3,7 @@
 use hps_core::{Error, ErrorKind, Result, TableId};
 
 use crate::abi;
-use crate::geometry::{Geometry, TagMode, choose_mode};
+use crate::geometry::{Geometry, TagMode, allocated, choose_mode};
 use crate::set_table::RowPlace;
 
 /// How the rows of a table reach a GPU.
@@ -133,10 +133,10 @@ impl Plan {
 
     /// GPU memory that it takes.
     pub(crate) fn gpu_bytes(&self) -> u64 {
-        let rows = if self.first_on_host { 0 } else { self.first.rows_bytes() };
+        let rows = if self.first_on_host { 0 } else { allocated(self.first.rows_bytes()) };
         let second = self.second.map_or(0, |(second, place)| {
-            let rows = if place == RowPlace::Host { 0 } else { second.rows_bytes() };
-            second.index_bytes() + rows + WANTED_BYTES
+            let rows = if place == RowPlace::Host { 0 } else { allocated(second.rows_bytes()) };
+            second.index_bytes() + rows + allocated(WANTED_BYTES)
         });
         self.first.index_bytes() + rows + second
     }
@@ -154,6 +154,42 @@ const KEY_GROWTH: u64 = 16;
 /// A map has room for this fraction of rows more than there are.
 const MAP_GROWTH: u64 = 8;
 const WANTED_BYTES: u64 = size_of::<abi::HpsWantedKeys>() as u64;
+
+/// The largest share of their tables, the same for all and at most 1, that caches can hold in so many bytes of GPU memory, with
+/// all that these tables take there. `name` is whose they are.
+///
+/// # Errors
+/// `OutOfMemory` if the smallest caches take more; what planning reports.
+pub fn share_for_bytes(tables: &[TableSettings], num_bytes: u64, name: &str) -> Result<f64> {
+    let taken = |cache_share: f64| -> Result<u64> {
+        let plans = tables.iter().map(|table| Plan::new(&TableSettings { cache_share, ..table.clone() }));
+        plans.map(|plan| Ok(plan?.gpu_bytes())).sum()
+    };
+    let smallest = taken(0.0)?;
+    if smallest > num_bytes {
+        return Err(Error::new(
+            ErrorKind::OutOfMemory,
+            format!(
+                "\"gpucache_bytes\": {num_bytes} is too little: the smallest caches of model \"{name}\", with what finds their \
+                 rows, take {smallest} bytes of GPU memory"
+            ),
+        ));
+    }
+    if taken(1.0)? <= num_bytes {
+        return Ok(1.0);
+    }
+    // More than a share takes more; 50 halvings tell every number of slots apart.
+    let (mut fits, mut too_much) = (0.0, 1.0);
+    for _ in 0..50 {
+        let middle = f64::midpoint(fits, too_much);
+        if taken(middle)? <= num_bytes {
+            fits = middle;
+        } else {
+            too_much = middle;
+        }
+    }
+    Ok(fits)
+}
 
 /// Refuses plans that need more GPU memory than is free, and shows the sum.
 pub(crate) fn check_budget<'p>(
@@ -212,7 +248,7 @@ mod tests {
         assert!(whole.first.num_slots() >= 1_050_000);
         let on_host = Plan::new(&settings(CacheKind::StaticOnHost, 1_000_000, 0.1)).unwrap();
         assert_eq!(on_host.host_bytes(), whole.first.rows_bytes());
-        assert_eq!(on_host.gpu_bytes() + on_host.host_bytes(), whole.gpu_bytes());
+        assert_eq!(on_host.gpu_bytes() + allocated(on_host.host_bytes()), whole.gpu_bytes());
         let uvm = Plan::new(&settings(CacheKind::Uvm, 1_000_000, 0.1)).unwrap();
         assert_eq!(uvm.first.mode, uvm.second.unwrap().0.mode);
         assert!(uvm.host_bytes() >= 128_000_000);
@@ -249,6 +285,30 @@ mod tests {
             settings.hit_rate_threshold = Some(threshold);
             assert_eq!(Plan::new(&settings).unwrap().second.is_some(), has_map);
         }
+    }
+
+    #[test]
+    fn a_budget_is_used_up_but_never_exceeded_and_shared_evenly() {
+        let mut tables = [1_000, 100_000, 3_000_000].map(|rows| settings(CacheKind::Dynamic, rows, 0.3));
+        tables[1].reach = Reach::All;
+        tables[2].kind = CacheKind::Uvm;
+        tables[0].row_bytes = 4096;
+        let taken = |share: f64| -> u64 {
+            let plans = tables.iter().map(|table| TableSettings { cache_share: share, ..table.clone() });
+            plans.map(|settings| Plan::new(&settings).unwrap().gpu_bytes()).sum()
+        };
+        let (least, most) = (taken(0.0), taken(1.0));
+        for num_bytes in [least, least + 1, 2 * least, most / 3, most / 2, most - 1, most, 2 * most, u64::MAX] {
+            let share = share_for_bytes(&tables, num_bytes, "m").unwrap();
+            assert!((0.0..=1.0).contains(&share) && taken(share) <= num_bytes, "{share} for {num_bytes}");
+            // What is left would not give each table another set; but a whole table needs room to spare.
+            let unused = num_bytes - taken(share);
+            assert!(share > 0.999 || unused < 3 * (16 * 4096 + (8 << 20)), "{unused} of {num_bytes} unused");
+        }
+        let error = share_for_bytes(&tables, least - 1, "m").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        assert!(error.to_string().contains(&least.to_string()), "{error}");
+        assert_eq!(share_for_bytes(&[], 0, "m").unwrap(), 1.0);
     }
 
     #[test]
