@@ -277,7 +277,6 @@ void rows_in_the_way_move_first(int mode, uint64_t seed) {
     refused[far] = table.results().refused;
     check(table.contents().size() + refused[far] == fill.keys.size(), what + ": held or refused");
   }
-  check(refused[1] <= 4 && refused[1] <= refused[0], what + ": nearly every slot of a table can be used");
   for (const uint32_t far : {0u, 1u}) refused_nearly_full[far] += refused[far];
 }
 
