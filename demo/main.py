@@ -1,7 +1,8 @@
-"""Trains a recommender on MovieLens 100k, then serves it from Python and from C++.
+"""Trains a recommender on MovieLens 100k, then serves it from Python and from C++, and on a GPU.
 
 Started by scripts/demo, which brings the data and builds the C++ program. Ends with status 1
-if a single bit of a row or of a prediction differs from the trained model's.
+if a single bit of a row or of a prediction differs from the trained model's; on a GPU, which adds
+in another order, from those of the trained model there.
 """
 
 import argparse
@@ -31,6 +32,9 @@ REPEAT = 5
 #: Threads within a forward, everywhere alike: it decides the order of additions. The model is
 #: so small that a second thread would only wait, in training too.
 THREADS = 1
+
+#: Where the model is served once more, from Python; None on a machine without.
+GPU = "cuda" if torch.cuda.is_available() else None
 
 
 def main() -> int:
@@ -97,14 +101,18 @@ class Demo:
         reference = self._run_python(folder, plain, "positions.pt")
         python = self._run_python(folder, published.model, "inputs.pt", published.config)
         cpp = self._run_cpp(folder, published.model)
+        times = {
+            "nn.Embedding, Python": reference,
+            "LookupLayer, Python": python,
+            "LookupLayer, C++": cpp,
+        }
+        if GPU:
+            times["nn.Embedding, GPU"] = self._run_python(folder, plain, "positions.pt", device=GPU)
+            times["LookupLayer, GPU"] = self._run_python(
+                folder, published.model, "inputs.pt", device=GPU
+            )
         print()
-        _show_latency(
-            {
-                "nn.Embedding, Python": reference,
-                "LookupLayer, Python": python,
-                "LookupLayer, C++": cpp,
-            }
-        )
+        _show_latency(times)
         print()
         _show_tiers(python["stats"]["models"][publishing.MODEL_NAME]["tables"])
         print()
@@ -119,6 +127,12 @@ class Demo:
             for what, tensor in expected.items():
                 found = torch.load(folder / f"{what}.{program}.pt")
                 checks.append(_check(f"{what} from {program}", found, tensor))
+        if GPU:
+            self._run_python(folder, published.rows, "inputs.pt", device=GPU)
+            on_gpu = {"model": torch.load(folder / f"nn_embedding.{GPU}.pt"), "rows": self._rows}
+            for what, tensor in on_gpu.items():
+                found = torch.load(folder / f"{what}.{GPU}.pt")
+                checks.append(_check(f"{what} from Python on a GPU", found, tensor))
         for name, layer in published.layers().items():
             weight = getattr(self._trained, name).weight.detach()
             found = layer(published.keys(name, torch.arange(len(weight))))
@@ -127,12 +141,18 @@ class Demo:
         return all(checks)
 
     def _run_python(
-        self, folder: Path, model: Path, inputs: str, config: Path | None = None
+        self,
+        folder: Path,
+        model: Path,
+        inputs: str,
+        config: Path | None = None,
+        device: str | None = None,
     ) -> dict[str, Any]:
         program = [sys.executable, str(Path(__file__).with_name("serve.py"))]
         output = _run(
-            program + _options(folder, model, inputs, "python"),
+            program + _options(folder, model, inputs, device or "python"),
             *(["--config", str(config)] if config else []),
+            *(["--device", device] if device else []),
         )
         result: dict[str, Any] = json.loads(output.splitlines()[-1])
         return result

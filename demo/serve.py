@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024, help="rows per forward")
     parser.add_argument("--repeat", type=int, default=1, help="passes over the inputs")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads in a forward")
+    parser.add_argument("--device", default="cpu", help="where the model and its inputs are")
     parser.add_argument("--config", help="the ps.json whose statistics are printed")
     options = parser.parse_args()
 
@@ -35,26 +36,32 @@ def main() -> None:
 
 def serve(options: argparse.Namespace) -> dict[str, object]:
     """Returns the seconds of the first forward and the microseconds of the others."""
-    model = torch.jit.load(options.model).eval()
-    inputs = torch.load(options.inputs)
+    model = torch.jit.load(options.model, map_location=options.device).eval()
+    inputs = torch.load(options.inputs, map_location=options.device)
     batches = list(zip(*(tensor.split(options.batch) for tensor in inputs), strict=True))
+
+    def forward(batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        output = model(*batch)
+        if output.is_cuda:
+            torch.cuda.synchronize()
+        return output
 
     # The first forward opens the store, the next ones compile the model.
     start = time.perf_counter()
-    model(*batches[0])
+    forward(batches[0])
     first = time.perf_counter() - start
     for _ in range(3):
-        model(*batches[0])
+        forward(batches[0])
 
     outputs, microseconds = [], []
     for repetition in range(options.repeat):
         for batch in batches:
             start = time.perf_counter()
-            output = model(*batch)
+            output = forward(batch)
             microseconds.append(1e6 * (time.perf_counter() - start))
             if repetition == 0:
                 outputs.append(output)
-    torch.save(torch.cat(outputs), options.outputs)
+    torch.save(torch.cat(outputs).cpu(), options.outputs)
     microseconds.sort()
     last = len(microseconds) - 1
     return {
