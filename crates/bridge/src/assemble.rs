@@ -76,27 +76,28 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
         }
         None => None,
     };
-    let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) = match (
-        &config.persistent_db,
-        host.clone(),
-    ) {
-        (Some(settings), host) => {
-            let settings = SsdSettings {
-                num_threads: settings.num_threads,
-                read_only: settings.read_only,
-                max_batch_size: settings.max_batch_size,
-                ..SsdSettings::new(settings.path.clone())
-            };
-            (Arc::new(SsdTier::open(settings, &storage.specs)?), host.map(|host| host as Arc<dyn CacheTier>))
-        }
-        (None, Some(host)) => (host, None),
-        (None, None) => {
-            return Err(Error::new(
-                ErrorKind::Config,
-                "no database is enabled: there is nowhere to keep the tables",
-            ));
-        }
-    };
+    let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) =
+        match (&config.persistent_db, host.clone()) {
+            (Some(settings), host) => {
+                let settings = SsdSettings {
+                    num_threads: settings.num_threads,
+                    read_only: settings.read_only,
+                    max_batch_size: settings.max_batch_size,
+                    ..SsdSettings::new(settings.path.clone())
+                };
+                (
+                    Arc::new(SsdTier::open(settings, &storage.specs)?),
+                    host.map(|host| host as Arc<dyn CacheTier>),
+                )
+            }
+            (None, Some(host)) => (host, None),
+            (None, None) => {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    "no database is enabled: there is nowhere to keep the tables",
+                ));
+            }
+        };
 
     let clocks: Arc<[UpdateClock]> = storage.specs.iter().map(|_| UpdateClock::default()).collect();
     for (i, spec) in storage.specs.iter().enumerate() {

@@ -11,7 +11,9 @@ use hps_core::observer::Observer;
 use hps_core::tier::{TierKind, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Error, ErrorKind, Key, Result, TableId};
-use hps_gpu::{CacheKind, FrontSettings, GpuTier, PinnedAllocator, Reach, TableSettings, images, share_for_bytes};
+use hps_gpu::{
+    CacheKind, FrontSettings, GpuTier, PinnedAllocator, Reach, TableSettings, images, share_for_bytes,
+};
 use hps_host::HostTier;
 
 use crate::assemble::StorageTables;

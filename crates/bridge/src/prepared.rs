@@ -123,7 +123,8 @@ impl PreparedLookup {
             // SAFETY: the caller's promise.
             let keys = unsafe { ForeignKeys::new(open.key_width, keys, num_keys) }?;
             keys.in_batches(WRITTEN_AT_ONCE, |start, keys| {
-                let rows = rows.get(start * row_bytes..(start + keys.len()) * row_bytes).ok_or_else(uneven)?;
+                let rows =
+                    rows.get(start * row_bytes..(start + keys.len()) * row_bytes).ok_or_else(uneven)?;
                 open.store.insert(table.storage(), keys, Rows::new(rows, row_bytes).ok_or_else(uneven)?)
             })
         })

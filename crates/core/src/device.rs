@@ -93,12 +93,11 @@ pub trait ReachableRows: Send + Sync {
     ///
     /// # Errors
     /// As [`Self::addresses`]; what `visit` returns.
-    fn scan_addresses(
-        &self,
-        table: TableId,
-        visit: &mut dyn FnMut(&[Key], &[u64]) -> Result<()>,
-    ) -> Result<()>;
+    fn scan_addresses(&self, table: TableId, visit: &mut AddressVisitor<'_>) -> Result<()>;
 }
+
+/// Receives keys and the addresses of their rows during a scan.
+pub type AddressVisitor<'v> = dyn FnMut(&[Key], &[u64]) -> Result<()> + 'v;
 
 /// A tier in the memory of one GPU, in front of all others.
 ///

@@ -14,8 +14,14 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Block {
     address: NonNull<u8>,
     num_bytes: usize,
+    /// None: an anonymous mapping, and nothing more. Large tables have thousands of those, so they take three words.
+    owner: Option<Box<Owner>>,
+}
+
+#[derive(Debug)]
+struct Owner {
     release: fn(NonNull<u8>, usize),
-    /// What makes it readable for devices.
+    /// What makes the memory readable for devices.
     keeper: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -31,7 +37,7 @@ impl Block {
     /// The memory is readable and writable, zero-filled, aligned to 64 bytes, nobody else's, and stays so until
     /// `release(address, num_bytes)` is called, which happens once.
     pub unsafe fn from_raw(address: NonNull<u8>, num_bytes: usize, release: fn(NonNull<u8>, usize)) -> Self {
-        Self { address, num_bytes, release, keeper: None }
+        Self { address, num_bytes, owner: Some(Box::new(Owner { release, keeper: None })) }
     }
 
     /// The same block, which devices can read, at the addresses that the host uses, while `keeper` lives: until the block is
@@ -39,7 +45,8 @@ impl Block {
     #[must_use]
     pub fn reachable(self, keeper: impl Send + Sync + 'static) -> Self {
         let mut block = self;
-        block.keeper = Some(Box::new(keeper));
+        let owner = block.owner.get_or_insert_with(|| Box::new(Owner { release: unmap, keeper: None }));
+        owner.keeper = Some(Box::new(keeper));
         block
     }
 
@@ -55,14 +62,21 @@ impl Block {
 
     /// True if devices can read the memory by themselves.
     pub fn is_reachable(&self) -> bool {
-        self.keeper.is_some()
+        self.owner.as_ref().is_some_and(|owner| owner.keeper.is_some())
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.keeper = None;
-        (self.release)(self.address, self.num_bytes);
+        let release = match self.owner.take() {
+            None => unmap,
+            Some(owner) => {
+                let Owner { release, keeper } = *owner;
+                drop(keeper);
+                release
+            }
+        };
+        release(self.address, self.num_bytes);
     }
 }
 
@@ -104,13 +118,13 @@ impl BlockAllocator for MmapAllocator {
         }
         let address = NonNull::new(address.cast::<u8>())
             .ok_or_else(|| refused(std::io::Error::other("mmap returned address 0")))?;
-        // SAFETY: the mapping is new, so nobody else's; pages are zero-filled and page-aligned; `unmap` undoes it.
-        Ok(unsafe { Block::from_raw(address, num_bytes.max(1), unmap) })
+        // New, so nobody else's; pages are zero-filled and page-aligned.
+        Ok(Block { address, num_bytes: num_bytes.max(1), owner: None })
     }
 }
 
 fn unmap(address: NonNull<u8>, num_bytes: usize) {
-    // SAFETY: only called by Block's drop with the address and size that mmap gave, once.
+    // SAFETY: only called by Block's drop, once, for what mmap gave.
     unsafe { libc::munmap(address.as_ptr().cast(), num_bytes) };
 }
 

@@ -348,7 +348,9 @@ impl EmbeddingStore {
         written: Result<()>,
         write: impl Fn(&dyn DeviceTier) -> Result<()>,
     ) -> Result<()> {
-        let on_devices = self.devices.iter().fold(Ok(()), |first, device| first.and(write(device.as_ref())));
+        // All of them, whatever fails.
+        let on_devices: Vec<Result<()>> = self.devices.iter().map(|device| write(device.as_ref())).collect();
+        let on_devices: Result<()> = on_devices.into_iter().collect();
         let caches = self.walk.caches.iter().map(|cache| cache.as_ref() as &dyn Tier);
         for tier in caches.chain([self.walk.truth.as_ref() as &dyn Tier]) {
             match on_devices {

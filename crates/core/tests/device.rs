@@ -627,7 +627,9 @@ fn old_places_are_free_exactly_if_every_device_has_followed() {
         let log = log.lock().unwrap();
         let last = ["near", "far", "ssd"].map(|tier| format!("{tier} {ends}"));
         assert_eq!(log[log.len() - 3..], last, "{failing_tier} fails: {log:?}");
-        assert!(log[..log.len() - 3].iter().all(|call| !call.contains("reclaim") && !call.contains("abandon")));
+        assert!(
+            log[..log.len() - 3].iter().all(|call| !call.contains("reclaim") && !call.contains("abandon"))
+        );
         for device in ["gpu0", "gpu1"] {
             assert!(log.iter().any(|call| call.starts_with(device)), "{failing_tier} fails: {log:?}");
         }

@@ -422,10 +422,8 @@ impl Event {
     pub(crate) fn delay(&self, stream: StreamHandle) -> Result<()> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: event and stream live.
-        unsafe {
-            result::stream::wait_event(stream.0 as sys::CUstream, self.event as sys::CUevent, flags)
-        }
-        .map_err(|why| self.device.error("let a stream wait for an event", why))
+        unsafe { result::stream::wait_event(stream.0 as sys::CUstream, self.event as sys::CUevent, flags) }
+            .map_err(|why| self.device.error("let a stream wait for an event", why))
     }
 
     /// Waits until that work has ended.

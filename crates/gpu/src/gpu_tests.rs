@@ -268,7 +268,7 @@ fn open_host(reach: Reach, keys: &[Key], row_bytes: usize) -> HostTier {
     let allocator = Arc::new(PinnedAllocator::new(0, Arc::new(Strict)).unwrap());
     let host = HostTier::open(settings, &[spec], allocator).unwrap();
     let held: Vec<Key> =
-        keys.iter().copied().filter(|&key| reach == Reach::All || mix(key) % 2 == 0).collect();
+        keys.iter().copied().filter(|&key| reach == Reach::All || mix(key).is_multiple_of(2)).collect();
     for keys in held.chunks(10_000) {
         let rows: Vec<u8> = keys.iter().flat_map(|&key| row(key, 0, row_bytes)).collect();
         host.insert(TABLE, keys, Rows::new(&rows, row_bytes).unwrap()).unwrap();
@@ -481,7 +481,9 @@ fn keys_that_the_map_has_no_room_for_are_asked_for() {
 fn readers_see_whole_rows_while_writers_are_at_work() {
     let num_keys: u64 = if is_small() { 2_000 } else { 50_000 };
     let rounds = if is_small() { 3 } else { 20 };
-    for kind in KINDS.into_iter().filter(|(kind, _)| *kind != CacheKind::Bypass && *kind != CacheKind::StaticOnHost) {
+    for kind in
+        KINDS.into_iter().filter(|(kind, _)| *kind != CacheKind::Bypass && *kind != CacheKind::StaticOnHost)
+    {
         for keys in [dense(num_keys), hashed(num_keys)] {
             for row_bytes in [128, 512] {
                 let started = std::time::Instant::now();

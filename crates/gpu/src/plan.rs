@@ -298,7 +298,8 @@ mod tests {
             plans.map(|settings| Plan::new(&settings).unwrap().gpu_bytes()).sum()
         };
         let (least, most) = (taken(0.0), taken(1.0));
-        for num_bytes in [least, least + 1, 2 * least, most / 3, most / 2, most - 1, most, 2 * most, u64::MAX] {
+        for num_bytes in [least, least + 1, 2 * least, most / 3, most / 2, most - 1, most, 2 * most, u64::MAX]
+        {
             let share = share_for_bytes(&tables, num_bytes, "m").unwrap();
             assert!((0.0..=1.0).contains(&share) && taken(share) <= num_bytes, "{share} for {num_bytes}");
             // What is left would not give each table another set; but a whole table needs room to spare.

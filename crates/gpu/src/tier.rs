@@ -185,7 +185,8 @@ impl GpuTier {
         let mut writer = self.shared.writer.lock();
         // The map first: the cache is filled from where it points to.
         let mapped = self.map_again(&mut writer, held, keys);
-        let mut changed = mapped.and_then(|()| writer.change(held, change, keys, rows)).and_then(|()| writer.wait());
+        let mut changed =
+            mapped.and_then(|()| writer.change(held, change, keys, rows)).and_then(|()| writer.wait());
         let holds_all = held.settings.kind.holds_all();
         if changed.is_ok() && matches!(change, Change::Update) && holds_all {
             changed = writer.check_refused(held);
@@ -205,7 +206,9 @@ impl GpuTier {
 
     /// Makes the map, if there is one, show where the rows of these keys lie now.
     fn map_again(&self, writer: &mut Writer, held: &GpuTable, keys: &[Key]) -> Result<()> {
-        let Some(reachable) = self.shared.reachable.as_ref().filter(|_| held.has_map()) else { return Ok(()) };
+        let Some(reachable) = self.shared.reachable.as_ref().filter(|_| held.has_map()) else {
+            return Ok(());
+        };
         let mut addresses = Vec::new();
         // Under the writer's lock: who asks later is told later addresses, and publishes them later.
         reachable.addresses(held.settings.storage, keys, &mut addresses)?;
@@ -296,9 +299,17 @@ impl Shared {
 
 impl Shared {
     /// Sends a lookup that the GPU answers by itself.
-    fn send(&self, table: &GpuTable, mut lookup: HpsLookup, num_keys: usize, stream: StreamHandle) -> Result<()> {
+    fn send(
+        &self,
+        table: &GpuTable,
+        mut lookup: HpsLookup,
+        num_keys: usize,
+        stream: StreamHandle,
+    ) -> Result<()> {
         // A graph would keep its space for ever.
-        let fetches = table.wanted_address() != 0 && num_keys >= fetch::MIN_KEYS && !self.device.is_capturing(stream)?;
+        let fetches = table.wanted_address() != 0
+            && num_keys >= fetch::MIN_KEYS
+            && !self.device.is_capturing(stream)?;
         let space = fetches.then(|| self.fetch_pool.take(self.device, num_keys, stream)).transpose()?;
         if let Some(space) = &space {
             lookup.fetch = space.list();
@@ -385,7 +396,10 @@ impl DeviceTier for GpuTier {
             front.storage,
             workspace,
             *lookup,
-            MissedSettings { is_cached: held.settings.kind != CacheKind::Bypass, counts_hits: !held.has_map() },
+            MissedSettings {
+                is_cached: held.settings.kind != CacheKind::Bypass,
+                counts_hits: !held.has_map(),
+            },
         );
         match threshold {
             None => Ok(DeviceAnswer::Missed(Box::new(missed))),
@@ -478,10 +492,7 @@ impl DeviceTier for GpuTier {
     fn wants(&self, table: TableId) -> Wants {
         let Ok(Some(held)) = self.table(table) else { return Wants::default() };
         let has_cache = matches!(held.settings.kind, CacheKind::Dynamic | CacheKind::Uvm);
-        Wants {
-            all: held.settings.kind.holds_all(),
-            hottest: if has_cache { held.num_slots() } else { 0 },
-        }
+        Wants { all: held.settings.kind.holds_all(), hottest: if has_cache { held.num_slots() } else { 0 } }
     }
 
     fn counts(&self, table: usize) -> Result<LookupCounts> {

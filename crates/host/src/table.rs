@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use hps_core::device::AddressVisitor;
 use hps_core::memory::BlockAllocator;
 use hps_core::tier::{Promotion, TierUsage, Visitor};
 use hps_core::{Error, ErrorKind, Key, Result, Rows};
@@ -134,7 +135,7 @@ impl Table {
     }
 
     /// Shows keys with the addresses of their rows, if devices can read them.
-    pub(crate) fn scan_addresses(&self, visit: &mut dyn FnMut(&[Key], &[u64]) -> Result<()>) -> Result<()> {
+    pub(crate) fn scan_addresses(&self, visit: &mut AddressVisitor<'_>) -> Result<()> {
         if !self.is_reachable() {
             return Ok(());
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
-use hps_core::device::ReachableRows;
+use hps_core::device::{AddressVisitor, ReachableRows};
 use hps_core::memory::BlockAllocator;
 use hps_core::tier::{
     CacheTier, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
@@ -149,11 +149,7 @@ impl ReachableRows for HostTier {
         self.with(table, |table| table.addresses(keys, addresses))
     }
 
-    fn scan_addresses(
-        &self,
-        table: TableId,
-        visit: &mut dyn FnMut(&[Key], &[u64]) -> Result<()>,
-    ) -> Result<()> {
+    fn scan_addresses(&self, table: TableId, visit: &mut AddressVisitor<'_>) -> Result<()> {
         self.entry(table)?.table.load_full().scan_addresses(visit)
     }
 }

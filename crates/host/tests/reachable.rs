@@ -25,7 +25,8 @@ struct Reachable {
 impl BlockAllocator for Reachable {
     fn allocate(&self, num_bytes: usize) -> Result<Block> {
         let block = MmapAllocator.allocate(num_bytes)?;
-        let is_left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        let is_left =
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         Ok(if is_left.is_ok() { block.reachable(()) } else { block })
     }
 }
