@@ -24,9 +24,13 @@ __device__ __noinline__ void fetch_again(const HpsLookup& p, uint32_t position) 
   const Place place_second = place_of<kMode>(p.second, key);
   const uint64_t out = p.out + static_cast<uint64_t>(position) * p.row_bytes;
   bool pending = true;
+  // What lanes have copied of the row so far may lie where others copy now.
+  __syncwarp();
   while (pending) {
     const Versions versions = read_versions<kMode>(p, place, place_second);
-    // Lanes may differ in what they find while the sets change; then they all come again.
+    // Nobody copies before all have read versions, or reads them again before all have copied: a lane that is ahead must not find
+    // another version than one that is behind, and both be content.
+    __syncwarp();
     const uint64_t row = resolve<kMode>(p, key, place, place_second).row;
     if (row != 0) {
       for (uint32_t i = lane_id(); i < p.row_bytes / 4; i += 32) {
@@ -34,6 +38,7 @@ __device__ __noinline__ void fetch_again(const HpsLookup& p, uint32_t position) 
       }
     }
     fence();
+    __syncwarp();
     pending = __any_sync(kWholeWarp, !are_current(p, place, place_second, versions));
   }
 }

@@ -85,8 +85,8 @@ int hps_close_all(void);
 int hps_stats(const char* ps_config_file, char** json);
 
 /*
- * Reads the rows that GPUs hold again from the tiers below and overwrites them there: for changes of a database that did not come
- * through this process. Lookups go on meanwhile and see each row old or new. Returns when it is done; *keys, unless null, is the
+ * Reads the rows that GPUs hold again from the tiers below and overwrites them there; tables that a GPU holds whole get new keys,
+ * too. For changes of a database that did not come through this process. Lookups go on meanwhile and see each row old or new. Returns when it is done; *keys, unless null, is the
  * number of keys looked at (0 without GPUs). HPS_ERROR_NOT_FOUND if the store is not open.
  */
 int hps_refresh(const char* ps_config_file, uint64_t* keys);
@@ -119,7 +119,8 @@ int hps_lookup(const char* ps_config_file, const char* model_name, int64_t table
  * that share their storage (fuse_embedding_table) all see it. Opens the store if it is not open.
  *
  * Lookups go on meanwhile; each row is seen old or new, whole. Lookups that begin after the call has returned see the new rows;
- * so do CUDA graphs that are replayed after. Calls for one table take turns. Arguments as for hps_lookup.
+ * so do CUDA graphs that are replayed after, unless a warning has said that a GPU has no room for new keys. Calls of more than
+ * 65,536 keys are written in parts, between which other calls may write. Arguments as for hps_lookup.
  *
  * HPS_ERROR_UNSUPPORTED if the database is read-only, or another store of this process caches the same table. After an error
  * some of the keys may have their new row; every tier that a lookup asks shows the same.

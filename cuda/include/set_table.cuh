@@ -21,7 +21,9 @@
 // waits for another lock.
 //
 // Rows that a map points to are written by the host, never while the map shows them: a row is written elsewhere, the map is
-// changed, and only when that kernel has ended is the old place used again. So a reader of the old place sees `begun` changed.
+// changed, and only when that kernel has ended is the old place used again. So a reader of the old place sees `begun` changed. (The
+// memory model has no name for this: the writer is the host, the reader's fence is the device's. It rests on reads of host memory
+// that have returned before the fence has passed, and are not kept in a cache.)
 //
 // A reader that is not done writes its row again, so what a caller sees when the kernel has ended is one whole version of the
 // right key's row.

@@ -150,8 +150,9 @@ def stats(ps_config_file: Path) -> Stats:
 def refresh(ps_config_file: Path) -> int:
     """Reads the rows that GPUs hold again from the tiers below, and overwrites them there.
 
-    For changes of a database that did not come through this process. Lookups go on meanwhile and
-    see each row old or new. Returns the number of keys looked at: 0 without GPUs.
+    Tables that a GPU holds whole get new keys, too. For changes of a database that did not come
+    through this process. Lookups go on meanwhile and see each row old or new. Returns the number
+    of keys looked at: 0 without GPUs.
 
     Raises:
         HpsError: The store is not open, or a tier failed; what was refreshed before stays.
@@ -171,8 +172,9 @@ def update(
     """Adds rows to a table, or overwrites them, in the database and wherever they are cached.
 
     Lookups go on meanwhile; each row is seen old or new, whole. Lookups that begin after the call
-    has returned see the new rows, and so do CUDA graphs that are replayed after. Opens the store
-    if it is not open.
+    has returned see the new rows, and so do CUDA graphs that are replayed after, unless a warning
+    has said that a GPU has no room for new keys. Two calls at once may take turns within. Opens
+    the store if it is not open.
 
     Args:
         ps_config_file: Names the store.
@@ -186,7 +188,7 @@ def update(
     Raises:
         HpsError: No such table; the database is read-only; a tier failed. Some of the keys may
             have their new row then.
-        ValueError: A tensor has another dtype or shape.
+        ValueError: A tensor has another dtype or shape; the table's number is negative.
     """
     import torch
 
@@ -197,7 +199,8 @@ def update(
     rows = rows.detach().cpu().contiguous()
     _check(
         _c.hps_update(
-            *(_encode(ps_config_file), model_name.encode(), table_id, rows.shape[-1]),
+            *_table(ps_config_file, model_name, table_id),
+            rows.shape[-1],
             *(keys.data_ptr(), keys.element_size() * 8, keys.numel(), rows.data_ptr()),
         )
     )
@@ -215,10 +218,20 @@ def erase(ps_config_file: Path, model_name: str, table_id: int, keys: "torch.Ten
     keys = _host_keys(keys)
     _check(
         _c.hps_erase(
-            *(_encode(ps_config_file), model_name.encode(), table_id),
+            *_table(ps_config_file, model_name, table_id),
             *(keys.data_ptr(), keys.element_size() * 8, keys.numel()),
         )
     )
+
+
+def _table(ps_config_file: Path, model_name: str, table_id: int) -> tuple[bytes, bytes, int]:
+    model = model_name.encode()
+    if b"\0" in model:
+        raise ValueError("model_name must not contain a null character")
+    # ctypes would cut it to 64 bits and take another table.
+    if not 0 <= table_id < 1 << 63:
+        raise ValueError(f"table_id is {table_id}; tables are numbered from 0")
+    return _encode(ps_config_file), model, table_id
 
 
 def _host_keys(keys: "torch.Tensor") -> "torch.Tensor":

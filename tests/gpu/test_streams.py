@@ -147,3 +147,45 @@ class NeverWaiting(GpuTestCase):
                 assert not paused.query(), "the lookups waited for the GPU"
                 for rows in found:
                     assert_rows(rows, wanted, table)
+
+
+@each_arrangement(caches=("uvm", "dynamic"), tiers=("host",))
+class LargeLookups:
+    # Of so many keys that rows in host memory are read in the order of their addresses.
+    KEYS = 1 << 15
+
+    def test_one_stream_does_not_wait_for_another(self):
+        table = Table(random_keys(size(5_000, 500)), 32)
+        store = self.make_store(table, gpucacheper=0.01)
+        generator = seeded(8)
+        keys = table.sample(self.KEYS, generator).to(DEVICE)
+        self.check(store, keys)
+        torch.cuda.synchronize()
+        blocked, free = torch.cuda.Stream(), torch.cuda.Stream()
+        with torch.cuda.stream(blocked):
+            torch.cuda._sleep(2_000_000_000)  # about a second
+            first = store.lookup(keys)
+        with torch.cuda.stream(free):
+            second = store.lookup(keys)
+        free.synchronize()
+        assert not blocked.query(), "the other stream had ended, or was waited for"
+        assert_rows(second, keys, table)
+        blocked.synchronize()
+        assert_rows(first, keys, table)
+
+    def test_a_graph_of_a_large_lookup_is_exact(self):
+        table = Table(random_keys(size(5_000, 500)), 32)
+        store = self.make_store(table, gpucacheper=0.01)
+        generator = seeded(9)
+        keys = torch.zeros(self.KEYS, dtype=torch.int64, device=DEVICE)
+        store.lookup(keys)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            rows = store.lookup(keys)
+        for _ in range(3):
+            keys.copy_(table.sample(self.KEYS, generator))
+            eager = store.lookup(keys)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert_rows(rows, keys, table)
+            assert_rows(eager, keys, table)

@@ -1,11 +1,14 @@
 """Rows that change under the GPU's eyes: by updates and erasures, alone and beside lookups."""
 
+import json
+import os
 import threading
+from pathlib import Path
 
 import torch
 
 import hps_torch
-from gpu.common import DEVICE, each_arrangement, size
+from gpu.common import DEVICE, each_arrangement, message_of, size
 from gpu.tables import Table, bits, checksum, random_keys, seeded
 
 ROWS = size(4_000, 300)
@@ -68,6 +71,27 @@ class Updating:
         update(store, some, table.fresh_rows(some, generator))
         self.check(store, table.keys)
 
+    def test_rows_are_seen_that_were_updated_after_a_fork(self):
+        # A child must not keep pages of host memory that the GPU reads: ours would move.
+        table = Table(random_keys(ROWS), 16)
+        store = self.make_store(table, gpucacheper=0.05)
+        generator = seeded(11)
+        self.check(store, table.keys)
+        go_on, leave = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(leave)
+            os.read(go_on, 1)
+            os._exit(0)
+        os.close(go_on)
+        try:
+            update(store, table.keys, table.fresh_rows(table.keys, generator))
+            self.check(store, table.keys)
+        finally:
+            os.close(leave)
+            os.waitpid(child, 0)
+        self.check(store, table.keys)
+
     def test_readers_see_whole_rows_in_order_while_all_are_overwritten(self):
         dim, threads = 64, 8
         table = Table(random_keys(ROWS), dim)
@@ -117,6 +141,26 @@ class Updating:
         assert not problems, problems
         table.update(keys, rows_of(versions))
         self.check(store, keys)
+
+
+@each_arrangement(tiers=("host and ssd",))
+class ReadOnly:
+    def test_a_refused_update_takes_nothing_out_of_service(self):
+        table = Table(random_keys(ROWS), 16)
+        store = self.make_store(table, gpucacheper=0.2)
+        self.check(store, table.keys)
+        hps_torch.close(store.path)
+        config = json.loads(Path(store.path).read_text())
+        config["persistent_db"]["read_only"] = True
+        Path(store.path).write_text(json.dumps(config))
+        self.check(store, table.keys)
+        rows = torch.zeros(10, 16)
+        for change in (
+            lambda: hps_torch.update(store.path, "model", 0, table.keys[:10], rows),
+            lambda: hps_torch.erase(store.path, "model", 0, table.keys[:10]),
+        ):
+            assert "read_only" in message_of(change, hps_torch.HpsError)
+            self.check(store, table.keys)
 
 
 @each_arrangement(caches=("static", "uvm", "dynamic"), tiers=("host",))

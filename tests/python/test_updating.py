@@ -146,6 +146,9 @@ def test_wrong_calls_change_nothing_and_say_what_is_wrong(make_store: StoreMaker
     refused(hps_torch.HpsError, "supportlonglong", "model", 0, keys.int(), rows)
     refused(hps_torch.HpsError, "no model", "another", 0, keys, rows)
     refused(hps_torch.HpsError, "table_id 7", "model", 7, keys, rows)
+    refused(ValueError, "numbered from 0", "model", -1, keys, rows)
+    refused(ValueError, "numbered from 0", "model", 1 << 64, keys, rows)
+    refused(ValueError, "null character", "model\0", 0, keys, rows)
     with pytest.raises(hps_torch.HpsError, match="table_id 7"):
         hps_torch.erase(store.path, "model", 7, keys)
     with pytest.raises(ValueError, match="bool"):

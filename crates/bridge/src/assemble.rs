@@ -14,7 +14,7 @@ use hps_core::store::{Table, Tiers};
 use hps_core::tier::{CacheTier, Held, TableSpec, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Result, TableId};
-use hps_host::{EvictionPolicy, HostSettings, HostTier};
+use hps_host::{EvictionPolicy, HostSettings, HostTier, Place};
 use hps_ssd::{SsdSettings, SsdTier};
 use parking_lot::Mutex;
 
@@ -71,9 +71,7 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     let database = config.persistent_db.as_ref().map(loading_lock);
     let _alone = database.as_ref().map(|database| database.lock());
     let host = match &config.volatile_db {
-        Some(settings) => {
-            Some(open_host(settings, &storage.specs, devices::host_allocator(config, observer)?)?)
-        }
+        Some(settings) => Some(open_host(settings, &storage, devices::pinned_allocator(config, observer)?)?),
         None => None,
     };
     let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) =
@@ -193,11 +191,21 @@ fn rows_to_cache(settings: &VolatileDbConfig, num_rows: u64) -> Option<u64> {
     Some(share.map_or(capacity, |share| share.min(capacity)))
 }
 
+/// `pinned` gives memory that GPUs read by themselves, for the tables where they do.
 fn open_host(
     settings: &VolatileDbConfig,
-    specs: &[TableSpec],
+    storage: &StorageTables<'_>,
     pinned: Option<Arc<dyn BlockAllocator>>,
 ) -> Result<Arc<HostTier>> {
+    let plain: Arc<dyn BlockAllocator> = Arc::new(MmapAllocator);
+    let place_of = |table: usize| {
+        let model = storage.origins.get(table).map(|(model, _)| *model);
+        let is_read = model.is_some_and(|model| devices::reads_host_memory(model, settings));
+        match pinned.as_ref().filter(|_| is_read) {
+            Some(pinned) => Place { allocator: Arc::clone(pinned), serves_devices: true },
+            None => Place { allocator: Arc::clone(&plain), serves_devices: false },
+        }
+    };
     let settings = HostSettings {
         num_partitions: settings.num_partitions,
         overflow_margin: (settings.overflow_margin != u64::MAX).then_some(settings.overflow_margin),
@@ -207,10 +215,9 @@ fn open_host(
             OverflowPolicy::EvictOldest => EvictionPolicy::Oldest,
         },
         overflow_resolution_target: settings.overflow_resolution_target,
-        serves_devices: pinned.is_some(),
+        serves_devices: false,
     };
-    let allocator = pinned.unwrap_or_else(|| Arc::new(MmapAllocator));
-    Ok(Arc::new(HostTier::open(settings, specs, allocator)?))
+    Ok(Arc::new(HostTier::open_each(settings, &storage.specs, place_of)?))
 }
 
 /// Storage tables of all models, numbered for the tiers, and the tables that use them.

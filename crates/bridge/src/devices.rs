@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use hps_config::{Config, EmbeddingCacheType, GpuConfig, ModelConfig};
+use hps_config::{Config, EmbeddingCacheType, GpuConfig, ModelConfig, VolatileDbConfig};
 use hps_core::device::{DeviceTier, ReachableRows};
 use hps_core::load::Source;
 use hps_core::memory::BlockAllocator;
 use hps_core::observer::Observer;
-use hps_core::tier::{TierKind, TruthTier};
+use hps_core::tier::{Tier, TierKind, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Error, ErrorKind, Key, Result, TableId};
 use hps_gpu::{
@@ -60,6 +60,10 @@ pub(crate) fn open(
                     Some(host) if host.reaches(table) => Reach::Some,
                     _ => Reach::Nothing,
                 },
+                reachable_rows: match host {
+                    Some(host) => Tier::usage(host.as_ref(), table)?.rows,
+                    None => 0,
+                },
                 // A cache need not know exactly: that could take reading all rows.
                 num_rows: if kind.holds_all() { truth.count_rows(table)? } else { truth.usage(table)?.rows },
                 largest_key: largest_key(truth, table, kind, sources.and_then(|sources| sources.get(i)))?,
@@ -99,24 +103,29 @@ fn serves_devices(config: &Config) -> bool {
     !ordinals(config).is_empty() && hps_gpu::device_count() > 0 && !images::image_sets().is_empty()
 }
 
-/// Memory for the host tier's rows that GPUs read by themselves; None if no table needs that.
+/// Memory that GPUs read by themselves, for the host tier's rows; None if there are no GPUs.
 ///
 /// # Errors
 /// As [`open`].
-pub(crate) fn host_allocator(
+pub(crate) fn pinned_allocator(
     config: &Config,
     observer: &Arc<dyn Observer>,
 ) -> Result<Option<Arc<dyn BlockAllocator>>> {
-    let reads_host = |model: &&ModelConfig| {
-        let GpuConfig { embedding_cache_type, gpucache, ref deployed_device_list, .. } = model.gpu;
-        embedding_cache_type == EmbeddingCacheType::Dynamic && gpucache && !deployed_device_list.is_empty()
-    };
     match ordinals(config).first().filter(|_| serves_devices(config)) {
-        Some(&ordinal) if config.models.iter().any(|model| reads_host(&model)) => {
-            Ok(Some(Arc::new(PinnedAllocator::new(ordinal, Arc::clone(observer))?)))
-        }
-        _ => Ok(None),
+        Some(&ordinal) => Ok(Some(Arc::new(PinnedAllocator::new(ordinal, Arc::clone(observer))?))),
+        None => Ok(None),
     }
+}
+
+/// True if GPUs read the rows of a model's tables in host memory: what the cache lacks, exactly, and nothing is evicted.
+pub(crate) fn reads_host_memory(model: &ModelConfig, host: &VolatileDbConfig) -> bool {
+    let GpuConfig { embedding_cache_type, gpucache, hit_rate_threshold, ref deployed_device_list, .. } =
+        model.gpu;
+    embedding_cache_type == EmbeddingCacheType::Dynamic
+        && gpucache
+        && hit_rate_threshold.is_none_or(|threshold| threshold >= 1.0)
+        && !deployed_device_list.is_empty()
+        && host.overflow_margin == u64::MAX
 }
 
 fn ordinals(config: &Config) -> BTreeSet<usize> {

@@ -80,7 +80,8 @@ pub trait MissedKeys: Send {
 /// Such a row is never changed where it lies. A write puts the new row elsewhere; the old place is used again only after
 /// [`Tier::reclaim`](crate::tier::Tier::reclaim), when every device was told the new one.
 pub trait ReachableRows: Send + Sync {
-    /// True if the table has rows and devices can read them. Once it has rows, that does not change.
+    /// True if the table has rows and devices can read them all. After [`Self::scan_addresses`] that does not change: rows that would
+    /// lie out of reach are refused.
     fn reaches(&self, table: TableId) -> bool;
 
     /// Appends the address of each key's row to `addresses`; 0 for a key that is not held. For a table that devices can read.
@@ -106,6 +107,9 @@ pub type AddressVisitor<'v> = dyn FnMut(&[Key], &[u64]) -> Result<()> + 'v;
 pub trait DeviceTier: Send + Sync {
     /// The device's CUDA ordinal.
     fn ordinal(&self) -> usize;
+
+    /// True after an error that has ended all work on the device: nothing runs there any more.
+    fn is_lost(&self) -> bool;
 
     /// True if the table with this number in the store's list is served here.
     fn serves(&self, table: usize) -> bool;

@@ -50,6 +50,13 @@ impl Block {
         block
     }
 
+    /// Keeps the memory out of children that this process forks. For memory that devices read: where a child has it too, a write
+    /// of ours may go to a new page while the device goes on reading the old one.
+    pub fn keep_from_children(&self) {
+        // SAFETY: advice about pages of ours; where the system does not take it, all stays as it was.
+        unsafe { libc::madvise(self.address.as_ptr().cast(), self.num_bytes, libc::MADV_DONTFORK) };
+    }
+
     /// First byte; aligned to 64 bytes.
     pub fn address(&self) -> NonNull<u8> {
         self.address

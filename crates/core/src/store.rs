@@ -348,14 +348,19 @@ impl EmbeddingStore {
         written: Result<()>,
         write: impl Fn(&dyn DeviceTier) -> Result<()>,
     ) -> Result<()> {
-        // All of them, whatever fails.
-        let on_devices: Vec<Result<()>> = self.devices.iter().map(|device| write(device.as_ref())).collect();
-        let on_devices: Result<()> = on_devices.into_iter().collect();
+        let mut on_devices = Ok(());
+        let mut may_read_old_places = false;
+        for device in &self.devices {
+            let written = write(device.as_ref());
+            may_read_old_places |= written.is_err() && !device.is_lost();
+            on_devices = on_devices.and(written);
+        }
         let caches = self.walk.caches.iter().map(|cache| cache.as_ref() as &dyn Tier);
         for tier in caches.chain([self.walk.truth.as_ref() as &dyn Tier]) {
-            match on_devices {
-                Ok(()) => tier.reclaim(table),
-                Err(_) => tier.abandon_replaced(table),
+            if may_read_old_places {
+                tier.abandon_replaced(table);
+            } else {
+                tier.reclaim(table);
             }
         }
         written.and(on_devices)
@@ -421,6 +426,13 @@ impl EmbeddingStore {
         let writer = self.writers.get(table.index()).ok_or_else(|| {
             Error::new(ErrorKind::InvalidArgument, format!("there is no storage table {}", table.index()))
         })?;
+        // Before anything is touched: what was not written anywhere must not be forgotten anywhere.
+        if self.walk.truth.is_read_only() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the database was opened with \"read_only\": true, so rows cannot be changed",
+            ));
+        }
         if self.walk.truth.is_shared(table) {
             return Err(Error::new(
                 ErrorKind::Unsupported,

@@ -596,6 +596,41 @@ fn a_write_reaches_devices_after_the_truth_and_the_caches_and_only_then_old_plac
     );
 }
 
+#[test]
+fn a_read_only_truth_refuses_writes_before_anything_is_touched() {
+    let specs = vec![TableSpec { name: "hps_et.w.t".into(), row_bytes: SIZE, key_width: KeyWidth::Bits64 }];
+    let (near, mut ssd) = (MapTier::new(TierKind::Host, &specs), MapTier::new(TierKind::Ssd, &specs));
+    for tier in [&near, &ssd] {
+        tier.insert(STORAGE, &[5], Rows::new(&row_of(5, 1, SIZE), SIZE).unwrap()).unwrap();
+    }
+    ssd.read_only = true;
+    let clocks: Arc<[UpdateClock]> = Arc::new([UpdateClock::default()]);
+    let mut settings = device(0, Answers::Enqueued);
+    settings.tables.truncate(1);
+    let gpu = Arc::new(FakeDevice::new(settings, Arc::clone(&clocks)));
+    let near = Arc::new(near);
+    let tiers = Tiers {
+        specs,
+        caches: vec![Arc::clone(&near) as Arc<dyn CacheTier>],
+        truth: Arc::new(ssd),
+        clocks: Arc::clone(&clocks),
+        devices: vec![Arc::clone(&gpu) as Arc<dyn DeviceTier>],
+        gather_threads: 1,
+    };
+    let table = Table::new("w", 0, "t", STORAGE, DIM, -1.5);
+    let store = EmbeddingStore::new(vec![table], tiers, false, Arc::new(Silent)).unwrap();
+    store.fill_devices(&nothing_known, &Silent).unwrap();
+    let (calls, before) = (gpu.calls().len(), clocks[0].snapshot());
+    let row = row_of(5, 2, SIZE);
+    for written in [store.insert(STORAGE, &[5], Rows::new(&row, SIZE).unwrap()), store.erase(STORAGE, &[5])] {
+        assert_eq!(written.unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+    assert_eq!(gpu.calls().len(), calls, "the device has heard of it");
+    assert_eq!(near.row(STORAGE, 5), Some(row_of(5, 1, SIZE)));
+    assert!(clocks[0].is_current(5, &before));
+    assert_eq!(lookup_in_store(&store, 0, 0, &[5]).unwrap(), [row_of(5, 1, SIZE)]);
+}
+
 /// Whatever fails on the way; and a device that did not follow may read old places for ever.
 #[test]
 fn old_places_are_free_exactly_if_every_device_has_followed() {
@@ -604,9 +639,13 @@ fn old_places_are_free_exactly_if_every_device_has_followed() {
         ("far", "update", "reclaim"),
         ("gpu0", "update", "abandon"),
         ("gpu1", "update", "abandon"),
+        // Nothing runs on a device that is lost.
+        ("lost gpu1", "update", "reclaim"),
         ("", "", "reclaim"),
     ] {
         let fixture = fixture_with(vec![device(0, Answers::Missed), device(1, Answers::Missed)], false);
+        let failing_tier =
+            failing_tier.strip_prefix("lost ").inspect(|_| fixture.devices[1].lose()).unwrap_or(failing_tier);
         let log = Arc::new(Mutex::new(Vec::new()));
         let hook = |name: &'static str| {
             let log = Arc::clone(&log);

@@ -17,6 +17,7 @@ use parking_lot::RwLock;
 
 use crate::abi::{self, HpsDump, HpsLookup, HpsMissList, HpsModify, HpsScatter, HpsSetTable, HpsUnique};
 use crate::driver::{Device, Stream};
+use crate::fetch;
 use crate::memory::{DeviceBuffer, PinnedAllocator};
 use crate::plan::{CacheKind, Reach, TableSettings};
 use crate::tier::{FrontSettings, GpuTier};
@@ -101,6 +102,7 @@ impl Fixture {
             cache_share,
             hit_rate_threshold: None,
             reach,
+            reachable_rows: keys.len() as u64,
             num_rows: keys.len() as u64,
             largest_key: keys.iter().copied().max(),
         };
@@ -286,6 +288,23 @@ const KINDS: [(CacheKind, Reach); 7] = [
     (CacheKind::Uvm, Reach::Nothing),
 ];
 
+/// However few keys a lookup has, rows in host memory are fetched after it; until this is dropped.
+struct Fetching(usize);
+
+impl Fetching {
+    fn all() -> Self {
+        let before = fetch::min_keys();
+        fetch::set_min_keys(1);
+        Self(before)
+    }
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        fetch::set_min_keys(self.0);
+    }
+}
+
 fn dense(n: u64) -> Vec<Key> {
     (0..n).collect()
 }
@@ -369,6 +388,7 @@ fn random_sequences_agree_with_a_map() {
                         random % bound
                     };
                     for step in 1..=if is_small() { 4 } else { 12 } {
+                        let _fetching = (step % 2 == 0).then(Fetching::all);
                         let some = |next: &mut dyn FnMut(u64) -> u64, n: u64| -> Vec<Key> {
                             (0..n).map(|_| keys[next(num_keys) as usize]).collect()
                         };
@@ -484,8 +504,9 @@ fn readers_see_whole_rows_while_writers_are_at_work() {
     for kind in
         KINDS.into_iter().filter(|(kind, _)| *kind != CacheKind::Bypass && *kind != CacheKind::StaticOnHost)
     {
-        for keys in [dense(num_keys), hashed(num_keys)] {
-            for row_bytes in [128, 512] {
+        for (keys, row_bytes) in [(dense(num_keys), 128), (hashed(num_keys), 512)] {
+            for fetches in [false, true] {
+                let _fetching = fetches.then(Fetching::all);
                 let started = std::time::Instant::now();
                 let fixture = Fixture::open_reaching(kind, &keys, 0.3, row_bytes, Arc::new(Strict));
                 let done = AtomicBool::new(false);
@@ -524,7 +545,7 @@ fn readers_see_whole_rows_while_writers_are_at_work() {
                     done.store(true, Ordering::Relaxed);
                 });
                 println!(
-                    "{kind:?}, rows of {row_bytes}: {} rows checked in {:.1} s",
+                    "{kind:?}, rows of {row_bytes}, fetched {fetches}: {} rows checked in {:.1} s",
                     looked_up.into_inner(),
                     started.elapsed().as_secs_f64()
                 );

@@ -34,8 +34,8 @@
 //!
 //! A key may lie in any of 32 slots, those of two sets. A hit costs 8 (key) + 32 (tags; 64 with keys) + 2 rows.
 //!
-//! A map is a set table whose rows are addresses, 8 bytes each. It takes 10.5 bytes of GPU memory per row of the host tier (19
-//! with keys), and one more access in GPU memory for a row that the cache lacks.
+//! A map is a set table whose rows are addresses, 8 bytes each. It takes 12.5 bytes of GPU memory per row of the host tier (22
+//! with keys), a part of it for rows to come, and one more access in GPU memory for a row that the cache lacks.
 //!
 //! # Who may write what, and what a reader sees
 //!
@@ -56,8 +56,8 @@
 //! # Streams
 //!
 //! A lookup touches the caller's keys and rows in the caller's stream alone. If the GPU finds every row by itself (`static`,
-//! `uvm`, and `dynamic` with a map of all rows), it only sends one kernel: no host, no allocation, so it can be captured into
-//! graphs. Else it waits for one word that the kernel writes to host memory, and goes on at once if nothing was missed.
+//! `uvm`, and `dynamic` with a map of all rows), it only sends work: one kernel, and for many keys three more that read rows in host
+//! memory in the order of their addresses, in a space of their own. A captured lookup is one kernel and takes no memory. Else it waits for one word that the kernel writes to host memory, and goes on at once if nothing was missed.
 
 mod abi;
 mod architectures;

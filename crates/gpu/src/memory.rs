@@ -72,6 +72,7 @@ const PAGE_BYTES: usize = 4096;
 fn pinned_block(device: &'static Device, num_bytes: usize) -> Result<Block> {
     let num_bytes = num_bytes.max(1).checked_next_multiple_of(PAGE_BYTES).ok_or_else(too_large)?;
     let block = MmapAllocator.allocate(num_bytes)?;
+    block.keep_from_children();
     let mut pinned = Pinned { device, addresses: Vec::new() };
     for offset in (0..num_bytes).step_by(PIN_BYTES) {
         let piece = PIN_BYTES.min(num_bytes - offset);

@@ -56,6 +56,8 @@ pub struct TableSettings {
     pub hit_rate_threshold: Option<f64>,
     /// What of it the GPU can read in host memory.
     pub reach: Reach,
+    /// How many rows that is.
+    pub reachable_rows: u64,
     /// Rows of the table.
     pub num_rows: u64,
     /// No key of the table is larger; None if that is not known.
@@ -101,7 +103,8 @@ impl Plan {
         let mode = |smallest: u64| choose_mode(smallest, largest_key);
         let plan = match kind {
             CacheKind::Dynamic if has_map => {
-                let mapped = num_rows.saturating_add(num_rows / MAP_GROWTH);
+                let mapped = settings.reachable_rows;
+                let mapped = mapped.saturating_add(mapped / MAP_GROWTH);
                 let mode = mode(cache_slots.min(mapped));
                 let map = Geometry::for_all(mapped, size_of::<u64>(), mode)?;
                 Self { first: cache(mode)?, second: Some((map, RowPlace::Map)), first_on_host: false }
@@ -191,6 +194,25 @@ pub fn share_for_bytes(tables: &[TableSettings], num_bytes: u64, name: &str) -> 
     Ok(fits)
 }
 
+/// Gives up maps that do not fit: the host can answer for them. `free_bytes` is what there is for all tables. Returns the names of
+/// the tables whose maps were given up.
+pub(crate) fn give_up_maps(tables: &mut [TableSettings], free_bytes: u64) -> Vec<String> {
+    let fits = |tables: &[TableSettings]| {
+        let mut plans = tables.iter().map(|table| Plan::new(table).map(|plan| plan.gpu_bytes()));
+        let total = plans.try_fold(0u64, |sum, bytes| bytes.map(|bytes| sum.saturating_add(bytes)));
+        total.is_ok_and(|total| total <= free_bytes)
+    };
+    let mut given_up = Vec::new();
+    while !fits(tables) {
+        // The one that takes most.
+        let mapped = tables.iter_mut().filter(|table| table.has_map());
+        let Some(largest) = mapped.max_by_key(|table| table.reachable_rows) else { break };
+        largest.reach = Reach::Nothing;
+        given_up.push(largest.name.clone());
+    }
+    given_up
+}
+
 /// Refuses plans that need more GPU memory than is free, and shows the sum.
 pub(crate) fn check_budget<'p>(
     plans: impl Iterator<Item = (&'p TableSettings, &'p Plan)> + Clone,
@@ -234,6 +256,7 @@ mod tests {
             cache_share,
             hit_rate_threshold: None,
             reach: Reach::Nothing,
+            reachable_rows: num_rows,
             num_rows,
             largest_key: Some(num_rows),
         }
@@ -285,6 +308,26 @@ mod tests {
             settings.hit_rate_threshold = Some(threshold);
             assert_eq!(Plan::new(&settings).unwrap().second.is_some(), has_map);
         }
+    }
+
+    #[test]
+    fn maps_that_do_not_fit_are_given_up_the_largest_first() {
+        let mut tables = [1_000_000, 3_000_000, 100].map(|rows| settings(CacheKind::Dynamic, rows, 0.01));
+        for (table, name) in tables.iter_mut().zip(["a", "b", "c"]) {
+            (table.reach, table.name) = (Reach::Some, name.into());
+        }
+        let total = |tables: &[TableSettings]| -> u64 {
+            tables.iter().map(|table| Plan::new(table).unwrap().gpu_bytes()).sum()
+        };
+        let all = total(&tables);
+        assert!(give_up_maps(&mut tables.clone(), all).is_empty());
+        let mut fewer = tables.clone();
+        assert_eq!(give_up_maps(&mut fewer, all - 1), ["b"]);
+        assert!(!fewer[1].has_map() && total(&fewer) < all - (30 << 20));
+        assert_eq!(give_up_maps(&mut tables.clone(), 0), ["b", "a", "c"]);
+        // More rows than slots can be numbered.
+        tables[2].reachable_rows = 1 << 33;
+        assert_eq!(give_up_maps(&mut tables, u64::MAX), ["c"]);
     }
 
     #[test]

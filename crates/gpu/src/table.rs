@@ -36,6 +36,8 @@ pub(crate) struct GpuTable {
     is_incomplete: AtomicBool,
     /// The map shows every row that there is.
     maps_all: AtomicBool,
+    /// The map has refused rows.
+    has_refused: AtomicBool,
 }
 
 /// How a modification treats keys and rows.
@@ -91,6 +93,7 @@ impl GpuTable {
             refused: AtomicU64::new(0),
             is_incomplete: AtomicBool::new(false),
             maps_all: AtomicBool::new(settings.has_map() && settings.reach == Reach::All),
+            has_refused: AtomicBool::new(false),
             settings,
         })
     }
@@ -190,6 +193,7 @@ impl GpuTable {
 
     /// From now on the host is asked for keys that the map does not show. True if it was not before.
     pub(crate) fn set_map_incomplete(&self) -> bool {
+        self.has_refused.store(true, Ordering::Relaxed);
         self.maps_all.swap(false, Ordering::AcqRel)
     }
 
@@ -224,7 +228,9 @@ impl GpuTable {
         stream: &Stream,
     ) -> Result<()> {
         let inserts = mode == abi::HPS_INSERT_IF_ABSENT;
-        let needs_room = self.is_whole(table) || table.is_map();
+        // A map that has refused rows before is not searched for the last free slot each time.
+        let needs_room =
+            self.is_whole(table) || (table.is_map() && !self.has_refused.load(Ordering::Relaxed));
         let modify = HpsModify {
             table: table.for_kernels(),
             source,

@@ -19,7 +19,7 @@ use crate::fetch::{self, FetchPool};
 use crate::inserter::Inserter;
 use crate::memory::DeviceBuffer;
 use crate::missed::{Missed, MissedSettings};
-use crate::plan::{CacheKind, Plan, TableSettings, check_budget};
+use crate::plan::{CacheKind, Plan, TableSettings, check_budget, give_up_maps};
 use crate::table::{Change, GpuTable};
 use crate::workspace::Pool;
 use crate::writer::Writer;
@@ -86,7 +86,7 @@ impl GpuTier {
     /// if it is too small; `Device`.
     pub fn open(
         ordinal: usize,
-        tables: Vec<TableSettings>,
+        mut tables: Vec<TableSettings>,
         fronts: Vec<FrontSettings>,
         clocks: Arc<[UpdateClock]>,
         reachable: Option<Arc<dyn ReachableRows>>,
@@ -94,8 +94,13 @@ impl GpuTier {
     ) -> Result<Self> {
         let device = Device::open(ordinal)?;
         let _entered = device.enter()?;
-        let plans = tables.iter().map(Plan::new).collect::<Result<Vec<_>>>()?;
         let name = format!("GPU {ordinal} ({})", device.name());
+        for table in give_up_maps(&mut tables, device.free_bytes()?) {
+            observer.warn(&format!(
+                "table {table}: {name} has no room for a map of its rows in host memory, so lookups wait for the host"
+            ));
+        }
+        let plans = tables.iter().map(Plan::new).collect::<Result<Vec<_>>>()?;
         check_budget(tables.iter().zip(&plans), device.free_bytes()?, &name)?;
         let stream = Stream::new(device)?;
         let gpu_bytes: u64 = plans.iter().map(Plan::gpu_bytes).sum();
@@ -308,9 +313,13 @@ impl Shared {
     ) -> Result<()> {
         // A graph would keep its space for ever.
         let fetches = table.wanted_address() != 0
-            && num_keys >= fetch::MIN_KEYS
+            && num_keys >= fetch::min_keys()
             && !self.device.is_capturing(stream)?;
-        let space = fetches.then(|| self.fetch_pool.take(self.device, num_keys, stream)).transpose()?;
+        let space = match fetches.then(|| self.fetch_pool.take(self.device, num_keys, stream)).transpose() {
+            // The lookup does without.
+            Err(why) if why.kind() == ErrorKind::OutOfMemory => None,
+            space => space?,
+        };
         if let Some(space) = &space {
             lookup.fetch = space.list();
         }
@@ -326,6 +335,10 @@ impl Shared {
 impl DeviceTier for GpuTier {
     fn ordinal(&self) -> usize {
         self.shared.device.ordinal()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.shared.device.is_lost()
     }
 
     fn serves(&self, table: usize) -> bool {
@@ -447,7 +460,7 @@ impl DeviceTier for GpuTier {
             Part::Whole => {
                 writer.change(held, Change::Put, &current.keys, current_rows)?;
                 writer.wait()?;
-                writer.check_refused(held)
+                writer.check_refused(held).inspect_err(|_| held.set_incomplete())
             }
         }
     }
@@ -466,6 +479,9 @@ impl DeviceTier for GpuTier {
             progress(done);
             Ok(())
         })?;
+        if !reachable.reaches(table) {
+            held.set_map_incomplete();
+        }
         let writer = self.shared.writer.lock();
         writer.wait()?;
         self.check_map(&writer, held)
@@ -486,7 +502,11 @@ impl DeviceTier for GpuTier {
         let current = self.current(table, keys, rows, missing, snapshot)?;
         writer.change(held, Change::Update, &current.keys, Some(current.rows()?))?;
         writer.change(held, Change::Erase, &current.missing, None)?;
-        writer.wait()
+        writer.wait()?;
+        if held.settings.kind.holds_all() {
+            writer.check_refused(held).inspect_err(|_| held.set_incomplete())?;
+        }
+        Ok(())
     }
 
     fn wants(&self, table: TableId) -> Wants {

@@ -39,4 +39,4 @@ mod table;
 mod tier;
 
 pub use settings::{EvictionPolicy, HostSettings};
-pub use tier::HostTier;
+pub use tier::{HostTier, Place};

@@ -49,6 +49,8 @@ struct ArenaState {
     blocks: Vec<Block>,
     /// Some block cannot be read by devices.
     is_out_of_reach: bool,
+    /// Devices were told that they can read all blocks.
+    is_promised: bool,
     block_bytes: usize,
     spares: Vec<Spare>,
 }
@@ -80,6 +82,13 @@ impl Arena {
     pub(crate) fn is_reachable(&self) -> bool {
         let state = self.state.lock();
         !state.blocks.is_empty() && !state.is_out_of_reach
+    }
+
+    /// The same, and from now on it stays so: memory that devices cannot read is refused.
+    pub(crate) fn promise_reach(&self) -> bool {
+        let mut state = self.state.lock();
+        state.is_promised = !state.blocks.is_empty() && !state.is_out_of_reach;
+        state.is_promised
     }
 
     /// Makes sure that `num_slabs` more slabs can be had without asking the allocator.
@@ -116,12 +125,12 @@ impl Arena {
         state.blocks.try_reserve(1).map_err(out_of_memory)?;
         state.spares.try_reserve(1).map_err(out_of_memory)?;
         let block = self.allocator.allocate(num_bytes)?;
-        let is_first = state.blocks.is_empty();
-        // Devices rely on being able to read all rows, or none.
-        if !is_first && !state.is_out_of_reach && !block.is_reachable() {
+        if state.is_promised && !block.is_reachable() {
             return Err(Error::new(
                 ErrorKind::OutOfMemory,
-                format!("{num_bytes} more bytes for rows cannot be pinned; GPUs read the table's rows by themselves"),
+                format!(
+                    "{num_bytes} more bytes for rows cannot be pinned; GPUs read the table's rows by themselves"
+                ),
             ));
         }
         let usable = block.num_bytes().checked_div(slab_bytes).unwrap_or(0).saturating_mul(slab_bytes);

@@ -136,7 +136,7 @@ impl Table {
 
     /// Shows keys with the addresses of their rows, if devices can read them.
     pub(crate) fn scan_addresses(&self, visit: &mut AddressVisitor<'_>) -> Result<()> {
-        if !self.is_reachable() {
+        if !self.serves_devices || !self.arena.promise_reach() {
             return Ok(());
         }
         let mut keys = Vec::with_capacity(SCANNED_ADDRESSES);

@@ -27,13 +27,21 @@ pub struct HostTier {
     entries: Vec<Entry>,
     num_partitions: usize,
     limit: Option<Limit>,
-    serves_devices: bool,
-    allocator: Arc<dyn BlockAllocator>,
+}
+
+/// Where the rows of a table lie.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Gives the memory.
+    pub allocator: Arc<dyn BlockAllocator>,
+    /// Devices read rows by themselves where that memory allows it: see [`HostSettings::serves_devices`].
+    pub serves_devices: bool,
 }
 
 #[derive(Debug)]
 struct Entry {
     spec: TableSpec,
+    place: Place,
     table: ArcSwap<Table>,
     /// Of the load that made the table whole. Locked while a commit switches tables.
     record: Mutex<Option<String>>,
@@ -50,10 +58,22 @@ impl HostTier {
         tables: &[TableSpec],
         allocator: Arc<dyn BlockAllocator>,
     ) -> Result<Self> {
+        let place = Place { allocator, serves_devices: settings.serves_devices };
+        Self::open_each(settings, tables, |_| place.clone())
+    }
+
+    /// The same with a place for each table, told by its position; that of the settings does not count.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_each(
+        settings: HostSettings,
+        tables: &[TableSpec],
+        place_of: impl Fn(usize) -> Place,
+    ) -> Result<Self> {
         let limit = settings.limit()?;
-        let HostSettings { num_partitions, serves_devices, .. } = settings;
-        let mut tier = Self { entries: Vec::new(), num_partitions, limit, serves_devices, allocator };
-        for spec in tables {
+        let mut tier = Self { entries: Vec::new(), num_partitions: settings.num_partitions, limit };
+        for (i, spec) in tables.iter().enumerate() {
             if spec.row_bytes < MIN_ROW_BYTES {
                 return Err(Error::new(
                     ErrorKind::InvalidArgument,
@@ -64,9 +84,11 @@ impl HostTier {
                 )
                 .at("table", &spec.name));
             }
+            let place = place_of(i);
             tier.entries.push(Entry {
+                table: ArcSwap::from_pointee(tier.new_table(spec, &place)?),
                 spec: spec.clone(),
-                table: ArcSwap::from_pointee(tier.new_table(spec)?),
+                place,
                 record: Mutex::new(None),
                 is_loading: AtomicBool::new(false),
             });
@@ -82,8 +104,9 @@ impl HostTier {
         Ok(self.entry(table)?.table.load().partition_rows())
     }
 
-    fn new_table(&self, spec: &TableSpec) -> Result<Table> {
-        Table::new(spec.row_bytes, self.num_partitions, self.limit, self.serves_devices, &self.allocator)
+    fn new_table(&self, spec: &TableSpec, place: &Place) -> Result<Table> {
+        let Place { allocator, serves_devices } = place;
+        Table::new(spec.row_bytes, self.num_partitions, self.limit, *serves_devices, allocator)
     }
 
     fn entry(&self, table: TableId) -> Result<&Entry> {
@@ -194,7 +217,7 @@ impl TruthTier for HostTier {
                 .at("table", &entry.spec.name));
         }
         let turn = LoadTurn(entry);
-        let table = self.new_table(&entry.spec)?;
+        let table = self.new_table(&entry.spec, &entry.place)?;
         table.reserve(expected_rows).map_err(|error| error.at("table", &entry.spec.name))?;
         Ok(Box::new(HostLoad { turn, table }))
     }
@@ -246,6 +269,8 @@ impl TableLoad for HostLoad<'_> {
     /// Counts evicted keys too; one that was evicted and came again counts twice.
     fn commit(self: Box<Self>, record: &str) -> Result<u64> {
         let Self { turn, table } = *self;
+        // Keys that came again have left rows behind, which nobody has seen.
+        table.reclaim(true);
         let rows = table.usage().rows + table.num_evicted();
         let mut held = turn.0.record.lock();
         turn.0.table.store(Arc::new(table));

@@ -159,10 +159,12 @@ fn tables_that_evict_or_lie_elsewhere_are_out_of_reach() {
 }
 
 #[test]
-fn a_table_within_reach_refuses_rows_that_would_lie_out_of_it() {
+fn a_table_that_devices_have_seen_refuses_rows_that_would_lie_out_of_their_reach() {
     let tier = open(unlimited(1), 1);
-    let mut held: Vec<Key> = Vec::new();
-    let error = (0..1_000_000u64)
+    let mut held: Vec<Key> = vec![0];
+    insert(&tier, &held, 1);
+    tier.scan_addresses(TABLE, &mut |_, _| Ok(())).unwrap();
+    let error = (1..1_000_000u64)
         .find_map(|key| {
             let written = tier.insert(TABLE, &[key], Rows::new(&row(key, 1), ROW_BYTES).unwrap());
             written.inspect(|()| held.push(key)).err()
@@ -175,4 +177,16 @@ fn a_table_within_reach_refuses_rows_that_would_lie_out_of_it() {
         assert_eq!(read(address), row(key, 1));
     }
     assert_eq!(addresses(&tier, &[held.len() as u64]), [0]);
+}
+
+#[test]
+fn before_devices_have_seen_a_table_it_may_leave_their_reach() {
+    let tier = open(unlimited(1), 1);
+    let keys: Vec<Key> = (0..100_000).collect();
+    insert(&tier, &keys[..1], 1);
+    assert!(tier.reaches(TABLE));
+    insert(&tier, &keys, 2);
+    assert!(!tier.reaches(TABLE));
+    tier.scan_addresses(TABLE, &mut |_, _| panic!("out of reach")).unwrap();
+    assert_eq!(tier.usage(TABLE).unwrap().rows, keys.len() as u64);
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -78,6 +79,7 @@ struct Shared {
     state: Mutex<State>,
     calls: Mutex<Vec<Call>>,
     hook: Mutex<Option<Arc<Hook>>>,
+    is_lost: AtomicBool,
 }
 
 #[derive(Default)]
@@ -100,7 +102,8 @@ impl FakeDevice {
     pub fn new(settings: FakeSettings, clocks: Arc<[UpdateClock]>) -> Self {
         assert!(settings.piece_keys > 0, "a piece has at least one key");
         let state = Mutex::default();
-        let shared = Shared { settings, clocks, state, calls: Mutex::default(), hook: Mutex::default() };
+        let (calls, hook, is_lost) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        let shared = Shared { settings, clocks, state, calls, hook, is_lost };
         Self { shared: Arc::new(shared) }
     }
 
@@ -109,6 +112,11 @@ impl FakeDevice {
     /// "give_piece" is after both. Errors for "give_up" are ignored.
     pub fn set_hook(&self, hook: impl Fn(&str) -> Result<()> + Send + Sync + 'static) {
         *self.shared.hook.lock() = Some(Arc::new(hook));
+    }
+
+    /// From now on it says that it is lost. It works as before.
+    pub fn lose(&self) {
+        self.shared.is_lost.store(true, Ordering::Relaxed);
     }
 
     /// All calls so far, in the order in which they began; without those that ask what the device is or wants.
@@ -198,6 +206,10 @@ impl Shared {
 impl DeviceTier for FakeDevice {
     fn ordinal(&self) -> usize {
         self.shared.settings.ordinal
+    }
+
+    fn is_lost(&self) -> bool {
+        self.shared.is_lost.load(Ordering::Relaxed)
     }
 
     fn serves(&self, table: usize) -> bool {
