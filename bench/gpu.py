@@ -8,6 +8,7 @@ What is measured, by name (see --rows):
   sizes     tables of 1, 10 and 50 million rows
   warm      the share of the C hottest rows that a dynamic cache of C slots holds after opening
   mixed     Zipf over all rows, a tenth in the cache, every row exact: dynamic and uvm
+  ssd       the same, with a tenth of 6 million rows on SSD alone
   nve       nv-embedding-cache's power law
   updates   the same while another thread overwrites a million rows per second
   latency   2,000 keys, with the host's wall time
@@ -57,6 +58,7 @@ OF_A_DIM: dict[str, Callable[[gpu_hits.Bench, Table], None]] = {
     "updates": gpu_updates.updates,
 }
 OF_ITS_OWN: dict[str, Callable[[gpu_hits.Bench], None]] = {
+    "ssd": gpu_misses.ssd,
     "latency": gpu_misses.latency,
     "tables": gpu_misses.many_tables,
 }

@@ -27,7 +27,7 @@ from gpu_store import Store, Table
 UNTIMED, TIMED = 8, 50
 COLUMNS = (
     *("system", "drawn", "dim", "rows", "keys", "t_us", "p99_us", "queued_us", "gkeys", "gbytes"),
-    *("hit", "ideal", "missed", "missed_rate", "ratio", "check"),
+    *("hit", "hit_min", "ideal", "missed", "missed_rate", "on_ssd", "ratio", "check"),
 )
 
 
@@ -74,14 +74,19 @@ def missing_row(
     keys = [table.keys[part] for part in ranks]
     wrong = checked(store.lookup, keys[0], dim)
     steps_us(store.lookup, keys[1:untimed])
-    before = store.counts()
+    before = now = store.counts()
     last = untimed + timed - 1
-    times = steps_us(store.lookup, keys[untimed:last])
-    # The last one is checked, too.
-    poison(size, dim, bench.device)
+    times: list[float] = []
+    hit_rates: list[float] = []
     results: list[torch.Tensor] = []
-    times += steps_us(lambda batch: results.append(store.lookup(batch)), keys[last : last + 1])
-    served = store.counts().since(before)
+    for step in range(untimed, last + 1):
+        if step == last:  # checked, too
+            poison(size, dim, bench.device)
+        results.clear()
+        times += steps_us(lambda batch: results.append(store.lookup(batch)), keys[step : step + 1])
+        then, now = now, store.counts()
+        hit_rates.append(now.since(then).hit_rate or 0.0)
+    served = now.since(before)
     wrong += wrong_rows(results.pop(), keys[last])
     back_to_back = queued(store.lookup, keys[last + 1 :], timed)
     weight = table.resident
@@ -110,8 +115,10 @@ def missing_row(
         # From the first start to the last end would count the host's time of the first call.
         queued_us=statistics.fmean(back_to_back),
         hit=100 * (served.hit_rate or 0.0),
+        hit_min=100 * min(hit_rates),
         ideal=100 * ideal,
         missed=missed,
+        on_ssd=served.ssd / timed,
         missed_rate=missed / t_us,
         ratio=base_us / t_us,
         wrong=wrong,
@@ -131,6 +138,24 @@ def mixed(bench: Bench, table: Table) -> None:
                 return table.zipf.ranks(workload.uniforms(name, size, bench.device))
 
             missing_row(bench, store, table, "Zipf", draw, (UNTIMED, TIMED))
+
+
+def ssd(bench: Bench) -> None:
+    """The same with a tenth of the rows on SSD alone: the host answers for them."""
+    bench.report.begin("ssd", *COLUMNS)
+    table = Table("ssd", 6_000_000 // bench.shrink, 32, bench.home, bench.device)
+    try:
+        store = bench.stores.open("dynamic", 0.1, table.files(table.rows), on_ssd=0.1)
+        for size in (16384, 1048576):
+
+            def draw(step: int, size: int = size) -> torch.Tensor:
+                name = workload.stream(table.dim, workload.MIXED, size, step)
+                return table.zipf.ranks(workload.uniforms(name, size, bench.device))
+
+            missing_row(bench, store, table, "Zipf", draw, (UNTIMED, TIMED))
+    finally:
+        bench.stores.close()
+        table.remove()
 
 
 def nve(bench: Bench, table: Table) -> None:

@@ -168,16 +168,25 @@ class Plan:
     kind: str
     share: float
     tables: tuple[tuple[str, int, int], ...]
+    #: Share of the rows that are on SSD alone; 0: there is no SSD.
+    on_ssd: float = 0.0
 
     @staticmethod
-    def of(kind: str, share: float, *files: Files) -> Plan:
-        return Plan(kind, share, tuple((str(f.folder), f.rows, f.dim) for f in files))
+    def of(kind: str, share: float, *files: Files, on_ssd: float = 0.0) -> Plan:
+        return Plan(kind, share, tuple((str(f.folder), f.rows, f.dim) for f in files), on_ssd)
 
     def config(self) -> dict[str, object]:
         count = len(self.tables)
+        below: dict[str, object] = {"volatile_db": {"type": "parallel_hash_map"}}
+        if self.on_ssd:
+            host = {"type": "parallel_hash_map", "initial_cache_rate": 1 - self.on_ssd}
+            below = {
+                "volatile_db": host,
+                "persistent_db": {"type": "rocks_db", "path": "rocksdb"},
+            }
         return {
             "supportlonglong": True,
-            "volatile_db": {"type": "parallel_hash_map"},
+            **below,
             "models": [
                 {
                     "model": MODEL,
@@ -234,8 +243,8 @@ class Stores:
         self._open: Store | None = None
         self._count = 0
 
-    def open(self, kind: str, share: float, *files: Files) -> Store:
-        plan = Plan.of(kind, share, *files)
+    def open(self, kind: str, share: float, *files: Files, on_ssd: float = 0.0) -> Store:
+        plan = Plan.of(kind, share, *files, on_ssd=on_ssd)
         if self._open is None or self._open.plan != plan:
             self.close()
             torch.cuda.synchronize()
