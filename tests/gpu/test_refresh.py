@@ -1,6 +1,7 @@
 """What a refresh brings to the GPU while lookups go on."""
 
 import threading
+import time
 
 import hps_torch
 from gpu.common import each_arrangement, size
@@ -37,3 +38,13 @@ class Refresh:
         finally:
             stopped.set()
             thread.join()
+
+    def test_on_a_timer_rows_stay_right_and_closing_does_not_wait(self):
+        table = Table(random_keys(ROWS), 16)
+        store = self.make_store(table, gpucacheper=0.5, refresh_delay=0.01, refresh_interval=0.01)
+        for _ in range(size(30, 5)):
+            self.check(store, table.keys)
+        started = time.perf_counter()
+        hps_torch.close(store.path)
+        assert time.perf_counter() - started < size(2, 20)
+        self.check(store, table.keys)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hps_config::{Config, ModelConfig, OverflowPolicy, PersistentDbConfig, StorageTable, VolatileDbConfig};
 use hps_core::load::{Loaded, Source, fill_cache, load_table};
@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 
 use crate::console::Console;
 use crate::devices;
+use crate::refresher::Schedule;
 use crate::registry::OpenStore;
 
 /// Bytes of a float32.
@@ -54,7 +55,18 @@ pub fn open(file: &Path) -> Result<OpenStore> {
         loaded.config.models.iter().map(|model| model.tables.len()).sum::<usize>(),
         started.elapsed().as_secs_f64()
     ));
-    Ok(OpenStore { file: file.to_owned(), key_width: loaded.config.key_width, store })
+    let schedules = if store.has_devices() { schedules(&loaded.config) } else { Vec::new() };
+    Ok(OpenStore { file: file.to_owned(), key_width: loaded.config.key_width, store, schedules })
+}
+
+fn schedules(config: &Config) -> Vec<Schedule> {
+    let models = config.models.iter();
+    let schedule = |model: &ModelConfig| Schedule {
+        model: model.name.clone(),
+        delay: Duration::from_secs_f64(model.gpu.refresh_delay),
+        interval: Duration::from_secs_f64(model.gpu.refresh_interval),
+    };
+    models.map(schedule).collect()
 }
 
 fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<EmbeddingStore> {

@@ -12,6 +12,7 @@ mod devices;
 mod fork;
 mod guard;
 mod prepared;
+mod refresher;
 pub mod registry;
 mod stats_json;
 

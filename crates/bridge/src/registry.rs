@@ -10,6 +10,8 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use hps_core::{EmbeddingStore, Error, ErrorKind, KeyWidth, Result};
 use parking_lot::{Condvar, Mutex};
 
+use crate::console::Console;
+use crate::refresher::{Refresher, Schedule};
 use crate::{assemble, fork, guard};
 
 /// A store that is open, and where it came from.
@@ -20,6 +22,8 @@ pub struct OpenStore {
     pub key_width: KeyWidth,
     /// The store.
     pub store: EmbeddingStore,
+    /// When its GPUs are refreshed, while it is in a registry.
+    pub schedules: Vec<Schedule>,
 }
 
 /// All stores of this process.
@@ -43,6 +47,7 @@ pub struct Registry {
 struct Slot {
     file: PathBuf,
     open: ArcSwapOption<OpenStore>,
+    refresher: Mutex<Option<Refresher>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -159,13 +164,17 @@ impl Slot {
         drop(state);
 
         fork::note_open();
-        let opened = guard::no_panic(|| assemble::open(Path::new(&self.file)));
+        let opened = guard::no_panic(|| {
+            let store = Arc::new(assemble::open(Path::new(&self.file))?);
+            *self.refresher.lock() = start_refresher(&store)?;
+            Ok(store)
+        });
 
         let mut state = self.state.lock();
         state.is_changing = false;
         let result = match opened {
             Ok(store) => {
-                self.open.store(Some(Arc::new(store)));
+                self.open.store(Some(store));
                 Ok(self.open.load())
             }
             Err(error) => {
@@ -190,6 +199,8 @@ impl Slot {
         drop(state);
         // Even if closing panics, the store can be opened again.
         let _done = Changed(self);
+        // It holds a reference while it is at work.
+        drop(self.refresher.lock().take());
         // Lookups that began before the swap hold references. They take milliseconds; nobody new can come.
         while Arc::strong_count(&open) > 1 {
             std::thread::sleep(Duration::from_millis(1));
@@ -197,6 +208,15 @@ impl Slot {
         drop(open);
         true
     }
+}
+
+/// Starts what refreshes a store's GPUs, if it has schedules. It ends when it is dropped, or with the store.
+fn start_refresher(store: &Arc<OpenStore>) -> Result<Option<Refresher>> {
+    let weak = Arc::downgrade(store);
+    let refresh = move |model: &str, goes_on: &dyn Fn() -> bool| {
+        Some(weak.upgrade()?.store.refresh_model(model, goes_on))
+    };
+    Refresher::start(&store.schedules, refresh, Arc::new(Console::new()))
 }
 
 /// Ends a change of a slot when it is dropped.

@@ -16,22 +16,37 @@ impl EmbeddingStore {
     /// # Errors
     /// Whatever the tiers report. What was refreshed before stays.
     pub fn refresh_devices(&self) -> Result<u64> {
+        self.refresh_tables(&|_| true, &|| true)
+    }
+
+    /// The same for the tables of one model, as long as `goes_on` says so; it is asked after each piece.
+    ///
+    /// # Errors
+    /// As [`Self::refresh_devices`].
+    pub fn refresh_model(&self, model: &str, goes_on: &dyn Fn() -> bool) -> Result<u64> {
+        self.refresh_tables(&|table| table.model() == model, goes_on)
+    }
+
+    fn refresh_tables(&self, is_meant: &dyn Fn(&Table) -> bool, goes_on: &dyn Fn() -> bool) -> Result<u64> {
         let mut num_keys = 0;
         for device in self.devices() {
-            for table in self.served_storages(device) {
-                num_keys += self.refresh(device, table).map_err(|error| table.name_in(error))?;
+            for table in self.served_storages(device).filter(|table| is_meant(table)) {
+                num_keys += self.refresh(device, table, goes_on).map_err(|error| table.name_in(error))?;
             }
         }
         Ok(num_keys)
     }
 
-    fn refresh(&self, device: &dyn DeviceTier, table: &Table) -> Result<u64> {
+    fn refresh(&self, device: &dyn DeviceTier, table: &Table, goes_on: &dyn Fn() -> bool) -> Result<u64> {
         let storage = table.storage();
         let row_bytes = table.row_bytes();
         let mut resident = device.resident_keys(storage)?;
         resident.sort_unstable();
         let mut bytes = Vec::new();
         for keys in resident.chunks((PIECE_BYTES / row_bytes.max(1)).max(1)) {
+            if !goes_on() {
+                return Ok(0);
+            }
             // Before anything is read below: see update_clock.rs.
             let snapshot = self.clock(storage)?.snapshot();
             bytes.resize(keys.len() * row_bytes, 0);

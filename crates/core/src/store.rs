@@ -248,6 +248,11 @@ impl EmbeddingStore {
         }
     }
 
+    /// True if a GPU serves some table.
+    pub fn has_devices(&self) -> bool {
+        !self.devices.is_empty()
+    }
+
     pub(crate) fn devices(&self) -> impl Iterator<Item = &dyn DeviceTier> {
         self.devices.iter().map(Arc::as_ref)
     }

@@ -1302,6 +1302,18 @@ fn a_refresh_brings_what_the_truth_holds_now_and_removes_what_it_lacks() {
 }
 
 #[test]
+fn a_refresh_of_one_model_leaves_others_alone_and_can_be_ended() {
+    let fixture = fixture(Answers::Missed);
+    fixture.fill(Some(&[1, 2, 3])).unwrap();
+    fixture.store.refresh_model("another", &|| true).unwrap();
+    assert!(fixture.device().keys_of("resident_keys").is_empty());
+    assert_eq!(fixture.store.refresh_model("m", &|| true).unwrap(), 3);
+    assert_eq!(fixture.device().keys_of("refresh").concat(), [1, 2, 3]);
+    assert_eq!(fixture.store.refresh_model("m", &|| false).unwrap(), 0);
+    assert_eq!(fixture.device().keys_of("refresh").len(), 1);
+}
+
+#[test]
 fn a_refresh_brings_new_keys_to_a_table_that_is_held_whole_and_to_no_other() {
     for capacity in [None, Some(300)] {
         let wide = wide(capacity);

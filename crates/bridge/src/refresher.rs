@@ -1,0 +1,226 @@
+//! Refreshes the GPUs of models on a timer: `refresh_delay` and `refresh_interval` of `ps.json`.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use hps_core::observer::Observer;
+use hps_core::{Error, ErrorKind, Result};
+use parking_lot::{Condvar, Mutex};
+
+use crate::guard::no_panic;
+
+/// When a model is refreshed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// Its name.
+    pub model: String,
+    /// From the start to the first time; zero: `interval`.
+    pub delay: Duration,
+    /// Between two times; zero: there is one, or none without a delay.
+    pub interval: Duration,
+}
+
+impl Schedule {
+    /// From the start to the first time, if there is one.
+    fn first(&self) -> Option<Duration> {
+        [self.delay, self.interval].into_iter().find(|wait| !wait.is_zero())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Stop {
+    is_stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+/// Owns the thread. Dropped, it ends it, after the piece that is being refreshed.
+#[derive(Debug)]
+pub(crate) struct Refresher {
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Refresher {
+    /// Calls `refresh` for each model when it is time, with a function that tells whether to go on; until it returns None. None if
+    /// nothing is ever to be refreshed.
+    ///
+    /// # Errors
+    /// `OutOfMemory` if the thread cannot be started.
+    pub(crate) fn start(
+        schedules: &[Schedule],
+        refresh: impl Fn(&str, &dyn Fn() -> bool) -> Option<Result<u64>> + Send + 'static,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Option<Self>> {
+        let started = Instant::now();
+        let due: Vec<(Instant, Schedule)> = schedules
+            .iter()
+            .filter_map(|schedule| Some((started + schedule.first()?, schedule.clone())))
+            .collect();
+        if due.is_empty() {
+            return Ok(None);
+        }
+        let stop = Arc::new(Stop::default());
+        let thread = {
+            let stop = Arc::clone(&stop);
+            let run = move || run(due, &stop, &refresh, observer.as_ref());
+            std::thread::Builder::new().name("hps-refresh".into()).spawn(run)
+        };
+        let thread = thread.map_err(|why| {
+            Error::new(ErrorKind::OutOfMemory, "cannot start the thread that refreshes GPUs").caused_by(why)
+        })?;
+        Ok(Some(Self { stop, thread: Some(thread) }))
+    }
+}
+
+impl Drop for Refresher {
+    fn drop(&mut self) {
+        *self.stop.is_stopped.lock() = true;
+        self.stop.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(
+    mut due: Vec<(Instant, Schedule)>,
+    stop: &Stop,
+    refresh: &dyn Fn(&str, &dyn Fn() -> bool) -> Option<Result<u64>>,
+    observer: &dyn Observer,
+) {
+    loop {
+        let next = due.iter().enumerate().min_by_key(|(_, (when, _))| *when);
+        let Some((index, when)) = next.map(|(index, (when, _))| (index, *when)) else { return };
+        {
+            let mut is_stopped = stop.is_stopped.lock();
+            while !*is_stopped && Instant::now() < when {
+                stop.changed.wait_until(&mut is_stopped, when);
+            }
+            if *is_stopped {
+                return;
+            }
+        }
+        let (_, schedule) = due.swap_remove(index);
+        let goes_on = || !*stop.is_stopped.lock();
+        match no_panic(|| refresh(&schedule.model, &goes_on).transpose()) {
+            Ok(None) => return,
+            Ok(Some(_)) => {}
+            Err(why) => observer.warn(&format!("model \"{}\" was not refreshed: {why}", schedule.model)),
+        }
+        if !schedule.interval.is_zero() {
+            // From the end of the last one, so that slow refreshes do not pile up.
+            due.push((Instant::now() + schedule.interval, schedule));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use std::sync::mpsc;
+
+    use hps_core::observer::Progress;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Warnings(Mutex<Vec<String>>);
+
+    impl Observer for Warnings {
+        fn warn(&self, text: &str) {
+            self.0.lock().push(text.into());
+        }
+        fn info(&self, _: &str) {}
+        fn progress(&self, _: Progress<'_>) {}
+    }
+
+    const LONG: Duration = Duration::from_secs(3600);
+    const SHORT: Duration = Duration::from_millis(3);
+
+    fn schedule(model: &str, delay: Duration, interval: Duration) -> Schedule {
+        Schedule { model: model.into(), delay, interval }
+    }
+
+    #[test]
+    fn each_model_is_refreshed_after_its_delay_and_then_again_and_again() {
+        let (sender, names) = mpsc::channel();
+        let schedules = [
+            schedule("delayed", SHORT, SHORT),
+            schedule("no delay", Duration::ZERO, SHORT),
+            schedule("one time", SHORT, Duration::ZERO),
+            schedule("much later", LONG, SHORT),
+            schedule("never", Duration::ZERO, Duration::ZERO),
+        ];
+        let refresh = move |model: &str, goes_on: &dyn Fn() -> bool| {
+            assert!(goes_on());
+            Some(sender.send(model.to_owned()).map(|()| 1).map_err(|_| Error::new(ErrorKind::Closed, "end")))
+        };
+        let refresher = Refresher::start(&schedules, refresh, Arc::new(Warnings::default())).unwrap();
+        let seen: Vec<String> = names.iter().take(40).collect();
+        drop(refresher);
+        let count = |name: &str| seen.iter().filter(|seen| *seen == name).count();
+        assert!(count("delayed") >= 5 && count("no delay") >= 5, "{seen:?}");
+        assert_eq!((count("one time"), count("much later"), count("never")), (1, 0, 0));
+    }
+
+    #[test]
+    fn without_a_schedule_there_is_no_thread() {
+        let schedules = [schedule("never", Duration::ZERO, Duration::ZERO)];
+        let refresh = |_: &str, _: &dyn Fn() -> bool| -> Option<Result<u64>> { panic!("never") };
+        assert!(Refresher::start(&schedules, refresh, Arc::new(Warnings::default())).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_failure_or_a_panic_is_a_warning_and_the_next_time_comes() {
+        let warnings = Arc::new(Warnings::default());
+        let (sender, times) = mpsc::channel();
+        let refresh = move |_: &str, _: &dyn Fn() -> bool| {
+            sender.send(()).ok()?;
+            Some(Err(Error::new(ErrorKind::Storage, "planted")))
+        };
+        let schedules = [schedule("m", Duration::ZERO, SHORT)];
+        let observer = Arc::clone(&warnings) as Arc<dyn Observer>;
+        let refresher = Refresher::start(&schedules, refresh, observer).unwrap();
+        assert_eq!(times.iter().take(3).count(), 3);
+        drop(refresher);
+        let texts = warnings.0.lock();
+        assert!(
+            texts.len() >= 2 && texts.iter().all(|text| text.contains("\"m\"") && text.contains("planted"))
+        );
+    }
+
+    #[test]
+    fn it_ends_at_once_while_it_waits_and_soon_while_it_refreshes() {
+        let waiting = Refresher::start(
+            &[schedule("m", LONG, LONG)],
+            |_, _| panic!("not yet"),
+            Arc::new(Warnings::default()),
+        );
+        drop(waiting.unwrap());
+        let (sender, begun) = mpsc::channel();
+        let refresh = move |_: &str, goes_on: &dyn Fn() -> bool| {
+            sender.send(()).ok()?;
+            while goes_on() {
+                std::thread::sleep(SHORT);
+            }
+            Some(Ok(0))
+        };
+        let refresher =
+            Refresher::start(&[schedule("m", SHORT, LONG)], refresh, Arc::new(Warnings::default())).unwrap();
+        begun.recv().unwrap();
+        drop(refresher);
+    }
+
+    #[test]
+    fn it_ends_with_its_store() {
+        let (sender, times) = mpsc::channel();
+        let refresh = move |_: &str, _: &dyn Fn() -> bool| {
+            let _ = sender.send(());
+            None
+        };
+        let _refresher =
+            Refresher::start(&[schedule("m", SHORT, SHORT)], refresh, Arc::new(Warnings::default())).unwrap();
+        assert_eq!(times.iter().count(), 1, "the thread has gone, and the sender with it");
+    }
+}
