@@ -522,6 +522,64 @@ void fetched_rows_are_those_of_now(int mode, uint64_t seed) {
   check(std::all_of(lookup->buckets.begin(), lookup->buckets.end(), is_zero), what + ": ready for the next lookup");
 }
 
+// Keys that nothing holds are listed for the host, each once, before the word that tells how many there are; keys that only the
+// second table holds are offered to the first.
+void missed_keys_are_listed(int mode, uint64_t seed) {
+  const std::string what = named("missed keys", mode, 64, seed);
+  Table cache(2, mode, 64);
+  Table behind(4, mode, 64);
+  const std::vector<uint64_t> keys = some_keys(60, mode, seed);
+  {
+    Emulator emulator(seed);
+    const Change fill(cache, HPS_UPSERT, {keys.begin(), keys.begin() + 20}, 1);
+    fill.launch(emulator, mode, 4);
+    run(emulator, what);
+    Emulator another(seed);
+    const Change more(behind, HPS_UPSERT, {keys.begin() + 20, keys.begin() + 40}, 1);
+    more.launch(another, mode, 4);
+    run(another, what);
+  }
+  std::vector<uint64_t> asked;
+  for (uint32_t i = 0; i < 100; ++i) asked.push_back(keys[scramble(seed ^ i) % keys.size()]);
+  Lookup lookup(cache, &behind, 64, asked);
+  std::vector<uint32_t> counts(2), positions(asked.size(), ~0u);
+  std::vector<uint64_t> listed(asked.size()), wanted(1 + HPS_WANTED_KEYS);
+  uint64_t word = 0;
+  HpsMissList& list = lookup.lookup.misses;
+  list.count = address(counts);
+  list.done = list.count + 4;
+  list.positions = address(positions);
+  list.keys = address(listed);
+  list.word = reinterpret_cast<uint64_t>(&word);
+  list.sequence = 77;
+  lookup.lookup.wanted = address(wanted);
+  // The host answers.
+  lookup.lookup.default_row = 0;
+  Emulator emulator(seed + 1);
+  lookup.launch(emulator, mode);
+  run(emulator, what);
+
+  const auto part_of = [&](uint64_t key) { return (std::find(keys.begin(), keys.end(), key) - keys.begin()) / 20; };
+  std::map<uint32_t, uint64_t> missed;
+  std::vector<uint64_t> offered;
+  for (uint32_t i = 0; i < asked.size(); ++i) {
+    if (part_of(asked[i]) == 2) missed[i] = asked[i];
+    if (part_of(asked[i]) == 1) offered.push_back(asked[i]);
+    if (part_of(asked[i]) < 2) check(version_of_row(asked[i], lookup.row(i), 64) == 1, what + ": rows are right");
+  }
+  check(word == (uint64_t{77} << 32 | missed.size()), what + ": the word tells how many there are");
+  std::map<uint32_t, uint64_t> found;
+  for (size_t i = 0; i < missed.size(); ++i) found[positions[i]] = listed[i];
+  check(found == missed, what + ": each is listed, with its position");
+  check(counts[0] == 0 && counts[1] == 0, what + ": ready for the next lookup");
+  check(wanted[0] == offered.size(), what + ": as many are offered");
+  std::vector<uint64_t> ring(wanted.begin() + 1, wanted.begin() + 1 + static_cast<long>(offered.size()));
+  std::sort(ring.begin(), ring.end());
+  std::sort(offered.begin(), offered.end());
+  check(ring == offered, what + ": keys of the second table are offered to the first");
+  check(lookup.total(&HpsLookupCounters::missed) == 0, what + ": the host counts what it answers");
+}
+
 // What no table holds gets the default row, and is counted as missing.
 void absent_keys_get_the_default_row(int mode, uint64_t seed) {
   const std::string what = named("absent keys", mode, 64, seed);
@@ -561,6 +619,7 @@ int main(int argc, char** argv) {
       readers_follow_the_map(mode, seed);
       fetched_rows_are_those_of_now(mode, seed);
       absent_keys_get_the_default_row(mode, seed);
+      missed_keys_are_listed(mode, seed);
     }
   }
   check(refused_nearly_full[1] * 2 < refused_nearly_full[0], "far moves make room for most of what is refused without");

@@ -40,6 +40,9 @@ pub(crate) struct Device {
     is_lost: AtomicBool,
 }
 
+/// Those that were opened.
+static DEVICES: Mutex<Vec<&'static Device>> = Mutex::new(Vec::new());
+
 #[derive(Debug, Clone, Copy)]
 struct Context(sys::CUcontext);
 
@@ -55,7 +58,6 @@ impl Device {
     /// `NotFound` if there is no such device; `Unsupported` if our kernels do not run on it; `Device` for what the driver
     /// reports.
     pub(crate) fn open(ordinal: usize) -> Result<&'static Self> {
-        static DEVICES: Mutex<Vec<&'static Device>> = Mutex::new(Vec::new());
         let mut devices = DEVICES.lock();
         if let Some(device) = devices.iter().find(|device| device.ordinal == ordinal) {
             return Ok(device);
@@ -63,6 +65,14 @@ impl Device {
         let device: &'static Self = Box::leak(Box::new(Self::new(ordinal)?));
         devices.push(device);
         Ok(device)
+    }
+
+    /// Enters this device or, if it is lost, any other that was opened: for what concerns all of them.
+    pub(crate) fn enter_any(&self) -> Result<Entered> {
+        self.enter().or_else(|why| {
+            let devices = DEVICES.lock();
+            devices.iter().find_map(|device| device.enter().ok()).ok_or(why)
+        })
     }
 
     fn new(ordinal: usize) -> Result<Self> {

@@ -98,8 +98,8 @@ struct Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // A lost context has nothing pinned any more.
-        if let Ok(_entered) = self.device.enter() {
+        // Pages are pinned for all devices, so any of them will do. If all are lost, nothing is pinned any more.
+        if let Ok(_entered) = self.device.enter_any() {
             for &address in &self.addresses {
                 // SAFETY: pinned by `pinned_block`; whoever launched kernels on it has waited for them.
                 unsafe { driver::unpin(address) };
