@@ -9,9 +9,12 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "dump.cu"
 #include "fetch.cu"
 #include "lookup.cu"
 #include "modify.cu"
+#include "scatter.cu"
+#include "unique.cu"
 
 namespace {
 
@@ -602,6 +605,53 @@ void absent_keys_get_the_default_row(int mode, uint64_t seed) {
   check(lookup.total(&HpsLookupCounters::missed) == 11, what + ": missing");
 }
 
+// A batch's distinct keys are counted, a table's keys are listed, rows are put where they belong.
+void helpers_count_list_and_scatter(int mode, uint64_t seed) {
+  const std::string what = named("helpers", mode, 12, seed);
+  const std::vector<uint64_t> keys = some_keys(90, mode, seed);
+  std::vector<uint64_t> asked;
+  for (uint32_t i = 0; i < 300; ++i) asked.push_back(keys[scramble(seed ^ i) % keys.size()]);
+  std::vector<uint32_t> places(1024), number(1);
+  HpsUnique count{};
+  count.keys = address(asked);
+  count.places = address(places);
+  count.count = address(number);
+  count.num_keys = static_cast<uint32_t>(asked.size());
+  count.key_bytes = 8;
+  count.place_mask = 1023;
+  Emulator first(seed);
+  first.launch(3, HPS_MODIFY_THREADS, [&] { unique(count); });
+  run(first, what);
+  check(number[0] == std::unordered_set<uint64_t>(asked.begin(), asked.end()).size(), what + ": distinct keys");
+
+  Table table(8, mode, 12);
+  Emulator second(seed);
+  const Change fill(table, HPS_UPSERT, keys, 1);
+  fill.launch(second, mode, 8);
+  run(second, what);
+  std::vector<uint64_t> listed(128), num_listed(1);
+  HpsDump list{table.get(), address(listed), address(num_listed), listed.size(), 0, 8};
+  Emulator third(seed);
+  third.launch(1, HPS_MODIFY_THREADS, [&] { mode == HPS_TAGS_EXACT ? dump_exact(list) : dump_hashed(list); });
+  run(third, what);
+  listed.resize(num_listed[0]);
+  std::sort(listed.begin(), listed.end());
+  std::vector<uint64_t> expected = keys;
+  std::sort(expected.begin(), expected.end());
+  check(listed == expected, what + ": every key is listed once");
+
+  std::vector<uint32_t> positions(40), out(64 * 3, 7);
+  for (uint32_t i = 0; i < positions.size(); ++i) positions[i] = (i * 37 + static_cast<uint32_t>(seed)) % 64;
+  const HpsScatter put{fill.modify.rows, address(positions), address(out), 40, 12};
+  Emulator fourth(seed);
+  fourth.launch(2, HPS_MODIFY_THREADS, [&] { scatter(put); });
+  run(fourth, what);
+  for (uint32_t i = 0; i < positions.size(); ++i) {
+    check(version_of_row(keys[i], reinterpret_cast<const char*>(&out[positions[i] * 3]), 12) == 1, what + ": rows");
+  }
+  check(std::count(out.begin(), out.end(), 7u) == 24 * 3, what + ": other rows stay");
+}
+
 }  // namespace
 
 // kernels_test [number of seeds]
@@ -620,6 +670,7 @@ int main(int argc, char** argv) {
       fetched_rows_are_those_of_now(mode, seed);
       absent_keys_get_the_default_row(mode, seed);
       missed_keys_are_listed(mode, seed);
+      helpers_count_list_and_scatter(mode, seed);
     }
   }
   check(refused_nearly_full[1] * 2 < refused_nearly_full[0], "far moves make room for most of what is refused without");

@@ -279,6 +279,10 @@ T atomicExch(T* p, T v) {
   return emulated_atomic(p, [&](T) { return v; });
 }
 template <typename T>
+T atomicCAS(T* p, T expected, T v) {
+  return emulated_atomic(p, [&](T old) { return old == expected ? v : old; });
+}
+template <typename T>
 T emulated_load(const T* p) {
   emulator::now().yield();
   return *p;
