@@ -28,6 +28,9 @@ impl Schedule {
     }
 }
 
+/// Refreshes the model of a name, as long as a function says to go on. None if there is nothing to refresh any more.
+type Refresh = dyn Fn(&str, &dyn Fn() -> bool) -> Option<Result<u64>>;
+
 #[derive(Debug, Default)]
 struct Stop {
     is_stopped: Mutex<bool>,
@@ -83,12 +86,7 @@ impl Drop for Refresher {
     }
 }
 
-fn run(
-    mut due: Vec<(Instant, Schedule)>,
-    stop: &Stop,
-    refresh: &dyn Fn(&str, &dyn Fn() -> bool) -> Option<Result<u64>>,
-    observer: &dyn Observer,
-) {
+fn run(mut due: Vec<(Instant, Schedule)>, stop: &Stop, refresh: &Refresh, observer: &dyn Observer) {
     loop {
         let next = due.iter().enumerate().min_by_key(|(_, (when, _))| *when);
         let Some((index, when)) = next.map(|(index, (when, _))| (index, *when)) else { return };
