@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! GpuTier          tier.rs       one GPU: tables of a store, lookups in the caller's stream
+//!                  changes.rs    what a write of the store means for its tables
 //!   GpuTable       table.rs      a storage table there: one or two set tables, changes in one stream
 //!     SetTable     set_table.rs  memory of rows in sets of 16 slots; what kernels are told of it
 //!       Geometry   geometry.rs   how many sets, how tags tell keys apart           (no GPU needed)
@@ -61,6 +62,7 @@
 
 mod abi;
 mod architectures;
+mod changes;
 mod driver;
 mod fetch;
 mod geometry;

@@ -1,6 +1,5 @@
 //! The tier of one GPU: all tables of a store that are deployed on it.
 
-use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,8 +59,8 @@ pub(crate) struct Shared {
     /// A lookup that may want rows in its cache was sent since the inserter last looked.
     pub(crate) has_been_used: AtomicBool,
     /// Host memory whose rows the GPU reads by itself.
-    reachable: Option<Arc<dyn ReachableRows>>,
-    observer: Arc<dyn Observer>,
+    pub(crate) reachable: Option<Arc<dyn ReachableRows>>,
+    pub(crate) observer: Arc<dyn Observer>,
 }
 
 impl Debug for Shared {
@@ -73,7 +72,7 @@ impl Debug for Shared {
 /// See the module.
 #[derive(Debug)]
 pub struct GpuTier {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     inserter: Inserter,
 }
 
@@ -143,132 +142,8 @@ impl GpuTier {
         Ok(Self { shared, inserter })
     }
 
-    fn table(&self, table: TableId) -> Result<Option<&GpuTable>> {
+    pub(crate) fn table(&self, table: TableId) -> Result<Option<&GpuTable>> {
         self.shared.tables.get(table.index()).map(Option::as_ref).ok_or_else(unknown_table)
-    }
-
-    /// Those of `keys` that were not written since `snapshot`. For who holds the writer.
-    fn current<'r>(
-        &self,
-        table: TableId,
-        keys: &[Key],
-        rows: Rows<'r>,
-        missing: &[u32],
-        snapshot: &ClockSnapshot,
-    ) -> Result<Current<'r>> {
-        let clock = self.shared.clocks.get(table.index()).ok_or_else(unknown_table)?;
-        if missing.is_empty() && keys.iter().all(|&key| clock.is_current(key, snapshot)) {
-            return Ok(Current {
-                keys: keys.to_vec(),
-                bytes: Cow::Borrowed(rows.bytes()),
-                ..Current::new(rows)
-            });
-        }
-        let mut current = Current::new(rows);
-        let mut bytes = Vec::new();
-        let mut missing = missing.iter().peekable();
-        for (i, (&key, row)) in keys.iter().zip(rows.iter()).enumerate() {
-            let is_missing = missing.next_if_eq(&&(i as u32)).is_some();
-            if !clock.is_current(key, snapshot) {
-                current.stale.push(key);
-            } else if is_missing {
-                current.missing.push(key);
-            } else {
-                current.keys.push(key);
-                bytes.extend_from_slice(row);
-            }
-        }
-        current.bytes = Cow::Owned(bytes);
-        Ok(current)
-    }
-
-    /// Changes a table and waits until lookups see it. If that fails, old rows of the keys are not served any more: a cache
-    /// forgets them, a table that has to hold all rows, or a map of them, refuses lookups.
-    fn change(&self, table: TableId, change: Change, keys: &[Key], rows: Option<Rows<'_>>) -> Result<()> {
-        let Some(held) = self.table(table)? else { return Ok(()) };
-        let _entered = self.shared.device.enter()?;
-        let mut writer = self.shared.writer.lock();
-        // The map first: the cache is filled from where it points to.
-        let mapped = self.map_again(&mut writer, held, keys);
-        let mut changed =
-            mapped.and_then(|()| writer.change(held, change, keys, rows)).and_then(|()| writer.wait());
-        let holds_all = held.settings.kind.holds_all();
-        if changed.is_ok() && matches!(change, Change::Update) && holds_all {
-            changed = writer.check_refused(held);
-        }
-        if changed.is_ok() && held.has_map() {
-            changed = self.check_map(&writer, held);
-        }
-        changed.inspect_err(|_| {
-            let is_forgotten = !holds_all
-                && !held.has_map()
-                && writer.change(held, Change::Erase, keys, None).and_then(|()| writer.wait()).is_ok();
-            if !is_forgotten {
-                held.set_incomplete();
-            }
-        })
-    }
-
-    /// Makes the map, if there is one, show where the rows of these keys lie now.
-    fn map_again(&self, writer: &mut Writer, held: &GpuTable, keys: &[Key]) -> Result<()> {
-        let Some(reachable) = self.shared.reachable.as_ref().filter(|_| held.has_map()) else {
-            return Ok(());
-        };
-        let mut addresses = Vec::new();
-        // Under the writer's lock: who asks later is told later addresses, and publishes them later.
-        reachable.addresses(held.settings.storage, keys, &mut addresses)?;
-        let (mut found, mut bytes, mut absent) = (Vec::new(), Vec::new(), Vec::new());
-        for (&key, &address) in keys.iter().zip(&addresses) {
-            if address == 0 {
-                absent.push(key);
-            } else {
-                found.push(key);
-                bytes.extend_from_slice(&address.to_le_bytes());
-            }
-        }
-        writer.change(held, Change::Map, &found, Some(addresses_as_rows(&bytes)?))?;
-        writer.change(held, Change::Unmap, &absent, None)
-    }
-
-    /// Keys for which the map has no room are looked for by the host. After the writer was waited for.
-    fn check_map(&self, writer: &Writer, held: &GpuTable) -> Result<()> {
-        let refused = held.newly_refused(self.shared.device, writer.stream())?;
-        if refused > 0 && held.set_map_incomplete() {
-            self.shared.observer.warn(&format!(
-                "table {}: {refused} new keys have no room in the map that was made on GPU {} when the store was opened (for {}); \
-                 lookups now wait for the host, cannot be captured, and graphs that were captured do not see the new keys: close \
-                 and open the store again",
-                held.settings.name,
-                self.shared.device.ordinal(),
-                held.capacity()
-            ));
-        }
-        Ok(())
-    }
-}
-
-fn addresses_as_rows(bytes: &[u8]) -> Result<Rows<'_>> {
-    Rows::new(bytes, size_of::<u64>()).ok_or_else(|| Error::new(ErrorKind::Internal, "half an address"))
-}
-
-/// Keys by what is to be done about them.
-struct Current<'r> {
-    row_bytes: usize,
-    keys: Vec<Key>,
-    bytes: Cow<'r, [u8]>,
-    missing: Vec<Key>,
-    stale: Vec<Key>,
-}
-
-impl Current<'_> {
-    fn new(rows: Rows<'_>) -> Self {
-        let row_bytes = rows.row_bytes();
-        Self { row_bytes, keys: Vec::new(), bytes: Cow::default(), missing: Vec::new(), stale: Vec::new() }
-    }
-
-    fn rows(&self) -> Result<Rows<'_>> {
-        Rows::new(&self.bytes, self.row_bytes)
-            .ok_or_else(|| Error::new(ErrorKind::Internal, "rows that are no whole number"))
     }
 }
 
@@ -466,25 +341,7 @@ impl DeviceTier for GpuTier {
     }
 
     fn map_rows(&self, table: TableId, progress: &mut dyn FnMut(u64)) -> Result<()> {
-        let Some(held) = self.table(table)?.filter(|held| held.has_map()) else { return Ok(()) };
-        let Some(reachable) = &self.shared.reachable else { return Ok(()) };
-        let mut done = 0;
-        let mut bytes = Vec::new();
-        let _entered = self.shared.device.enter()?;
-        reachable.scan_addresses(table, &mut |keys, addresses| {
-            bytes.clear();
-            bytes.extend(addresses.iter().flat_map(|address| address.to_le_bytes()));
-            self.shared.writer.lock().change(held, Change::Map, keys, Some(addresses_as_rows(&bytes)?))?;
-            done += keys.len() as u64;
-            progress(done);
-            Ok(())
-        })?;
-        if !reachable.reaches(table) {
-            held.set_map_incomplete();
-        }
-        let writer = self.shared.writer.lock();
-        writer.wait()?;
-        self.check_map(&writer, held)
+        self.map_all(table, progress)
     }
 
     fn refresh(
