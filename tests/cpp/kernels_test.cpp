@@ -16,6 +16,9 @@
 #include "scatter.cu"
 #include "unique.cu"
 
+// Of their structs.
+#include "table_shape.h"
+
 namespace {
 
 using emulator::Emulator;
@@ -49,25 +52,15 @@ class Table {
         keys_(mode == HPS_TAGS_HASHED ? num_sets * HPS_WAYS : 0),
         marks_(num_sets),
         versions_(num_sets),
-        rows_(static_cast<size_t>(num_sets) * HPS_WAYS * row_bytes / sizeof(uint4) + 1) {
+        rows_(static_cast<size_t>(num_sets) * HPS_WAYS * row_bytes / sizeof(uint4) + 1),
+        table_(table_of(num_sets, mode)) {
     table_.tags = address(tags_);
     table_.keys = address(keys_);
     table_.marks = address(marks_);
     table_.versions = address(versions_);
     table_.writers = reinterpret_cast<uint64_t>(&writers_);
     table_.rows = address(rows_);
-    table_.num_sets = num_sets;
-    table_.reciprocal = 0xffffffffu / num_sets;
     table_.is_map = is_map ? 1 : 0;
-    if (mode == HPS_TAGS_EXACT) {
-      uint32_t bits = 1;
-      for (uint32_t b = 1; b <= 32; ++b) {
-        if (((uint64_t{1} << b) - 1) / num_sets < 32767) bits = b;
-      }
-      table_.key_mask = 0xffffffffu >> (32 - bits);
-      table_.key_shift = (bits + 1) / 2;
-      table_.key_bound = uint64_t{1} << bits;
-    }
   }
 
   const HpsSetTable& get() const { return table_; }
@@ -102,7 +95,7 @@ class Table {
   std::vector<uint4> rows_;
   HpsWriters writers_{};
   HpsModifyResults results_{};
-  HpsSetTable table_{};
+  HpsSetTable table_;
 };
 
 // A row that tells its key and its version in every word.

@@ -23,6 +23,7 @@ static void __stcs(T* p, const T& v) {
   *p = v;
 }
 #include "include/placement.cuh"
+#include "table_shape.h"
 
 namespace {
 
@@ -33,23 +34,6 @@ void check(bool holds, const char* what, uint64_t number) {
     std::fprintf(stderr, "failed: %s (%llu)\n", what, static_cast<unsigned long long>(number));
     ++failures;
   }
-}
-
-// As crates/gpu/src/geometry.rs makes it.
-HpsSetTable table_of(uint32_t num_sets, int mode) {
-  HpsSetTable table{};
-  table.num_sets = num_sets;
-  table.reciprocal = 0xffffffffu / num_sets;
-  if (mode == HPS_TAGS_EXACT) {
-    uint32_t bits = 1;
-    for (uint32_t b = 1; b <= 32; ++b) {
-      if (((uint64_t{1} << b) - 1) / num_sets < 32767) bits = b;
-    }
-    table.key_mask = 0xffffffffu >> (32 - bits);
-    table.key_shift = (bits + 1) / 2;
-    table.key_bound = uint64_t{1} << bits;
-  }
-  return table;
 }
 
 uint64_t scramble(uint64_t x) { return mix64(x * 0x9e3779b97f4a7c15ull + 1); }

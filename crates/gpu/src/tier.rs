@@ -175,9 +175,7 @@ impl Shared {
             unused: 0,
         }
     }
-}
 
-impl Shared {
     /// Sends a lookup that the GPU answers by itself.
     fn send(
         &self,
