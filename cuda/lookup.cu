@@ -206,7 +206,7 @@ HPS_DEVICE void lookup(const HpsLookup& p) {
 
 // Blocks of a multiprocessor, which bound the registers of a thread. Measured on an H100: short rows profit from more warps, long
 // ones need the registers.
-constexpr int min_blocks(int lanes) { return lanes <= 8 ? 6 : 4; }
+constexpr int min_blocks(int lanes) { return lanes <= 8 ? 7 : 4; }
 
 #define HPS_LOOKUP_ENTRY(name, mode, vector, lanes, keys)                             \
   extern "C" __global__ void __launch_bounds__(HPS_LOOKUP_THREADS, min_blocks(lanes)) \

@@ -51,7 +51,7 @@ typedef struct HpsSetTable {
   uint32_t key_mask;    // 2^k - 1, with HPS_TAGS_EXACT the keys that are permuted; else 0
   uint32_t key_shift;   // (k + 1) / 2
   uint32_t is_map;      // 1: `rows` are (num_sets * 16) uint64, the addresses where the rows lie; 0: the rows themselves
-  uint32_t unused;
+  uint32_t keeps_tags;  // 1: tags should stay in the second-level cache
 } HpsSetTable;
 
 // How many blocks of writing kernels have begun and ended their work on a table: equal while nobody writes.
@@ -91,13 +91,17 @@ typedef struct HpsFetchEntry {
 
 // Where a lookup leaves such rows; fetch.cu reads them in the order of their addresses. All in device memory.
 #define HPS_FETCH_BUCKETS 4096
-#define HPS_FETCH_THREADS 128
+// Rows that are on their way at a time. More lie too far from each other; fewer do not fill the bus.
+#define HPS_FETCH_ROWS 4096
+#define HPS_FETCH_THREADS 32
+#define HPS_FETCH_PLACE_THREADS 128
 #define HPS_FETCH_ORDER_THREADS 1024
 typedef struct HpsFetchList {
   uint64_t entries;  // (num_keys) HpsFetchEntry; 0: the lookup copies such rows itself
   uint64_t sorted;   // (num_keys) HpsFetchEntry
   uint64_t buckets;  // (HPS_FETCH_BUCKETS) uint32: rows of each piece of memory; zero before the lookup and after the fetch
-  uint64_t counts;   // uint32[2]: entries listed, entries to be fetched; zero before the lookup
+  uint64_t
+      counts;  // uint32[3]: entries listed, entries to be fetched, entries that warps have taken; zero before the lookup
 } HpsFetchList;
 
 // One launch of a lookup kernel, and of those that fetch what it has left.

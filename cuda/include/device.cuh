@@ -74,6 +74,22 @@ HPS_DEVICE uint4 load_once(const uint4* p) {
                : "memory");
   return v;
 }
+// Read again and again by all lookups: `is_kept` asks the second-level cache to evict it last.
+HPS_DEVICE uint4 load_often(const uint4* p, bool is_kept) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  uint64_t kept, usual;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(kept));
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(usual));
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p), "l"(is_kept ? kept : usual)
+               : "memory");
+  return v;
+#else
+  return load_once(p);
+#endif
+}
 HPS_DEVICE uint32_t load_once(const uint32_t* p) {
   uint32_t v;
   asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");

@@ -41,35 +41,37 @@ HPS_DEVICE void copy_rows(uint64_t source, char* out, uint32_t row_bytes, AfterL
   if (lane >= num_vectors) after_last_load();
 }
 
-// The same for rows whose targets lie anywhere: 32 of them, that of lane i from `source` to `target` of lane i.
+// Rows that one warp reads at once if kLanes lanes work on each.
+template <int kLanes>
+constexpr int rows_at_once() {
+  return 32 / kLanes * (kLanes < 8 ? kLanes : 8);
+}
+
+// The same for rows whose targets lie anywhere: rows_at_once of them, that of lane i from `source` to `target` of lane i.
 template <typename Vec, int kLanes, typename AfterLastLoad>
 HPS_DEVICE void copy_rows_anywhere(uint64_t source, uint64_t target, uint32_t row_bytes, AfterLastLoad after_last_load) {
-  constexpr int kRowsAtOnce = 32 / kLanes;
-  constexpr int kInFlight = kLanes < 8 ? kLanes : 8;
+  constexpr int kInFlight = rows_at_once<kLanes>() * kLanes / 32;
   const int num_vectors = static_cast<int>(row_bytes / sizeof(Vec));
   const int row = static_cast<int>(lane_id()) / kLanes;
   const int lane = static_cast<int>(lane_id()) % kLanes;
-#pragma unroll 1
-  for (int step = 0; step < kLanes; step += kInFlight) {
-    const Vec* from[kInFlight];
-    Vec* to[kInFlight];
+  const Vec* from[kInFlight];
+  Vec* to[kInFlight];
+#pragma unroll
+  for (int i = 0; i < kInFlight; ++i) {
+    const int owner = i * (32 / kLanes) + row;
+    from[i] = pointer<const Vec>(__shfl_sync(kWholeWarp, source, owner));
+    to[i] = pointer<Vec>(__shfl_sync(kWholeWarp, target, owner));
+  }
+  for (int vector = lane; vector < num_vectors; vector += kLanes) {
+    Vec data[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      const int owner = (step + i) * kRowsAtOnce + row;
-      from[i] = pointer<const Vec>(__shfl_sync(kWholeWarp, source, owner));
-      to[i] = pointer<Vec>(__shfl_sync(kWholeWarp, target, owner));
+      if (from[i] != nullptr) data[i] = load_once(from[i] + vector);
     }
-    for (int vector = lane; vector < num_vectors; vector += kLanes) {
-      Vec data[kInFlight];
+    if (vector + kLanes >= num_vectors) after_last_load();
 #pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        if (from[i] != nullptr) data[i] = load_once(from[i] + vector);
-      }
-      if (step + kInFlight >= kLanes && vector + kLanes >= num_vectors) after_last_load();
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        if (from[i] != nullptr) store_streaming(to[i] + vector, data[i]);
-      }
+    for (int i = 0; i < kInFlight; ++i) {
+      if (from[i] != nullptr) store_streaming(to[i] + vector, data[i]);
     }
   }
   if (lane >= num_vectors) after_last_load();

@@ -38,8 +38,8 @@ struct Tags {
 
 HPS_DEVICE Tags load_tags(const HpsSetTable& table, uint32_t set) {
   const uint4* p = pointer<const uint4>(table.tags) + static_cast<uint64_t>(set) * 2;
-  const uint4 a = load_once(p);
-  const uint4 b = load_once(p + 1);
+  const uint4 a = load_often(p, table.keeps_tags != 0);
+  const uint4 b = load_often(p + 1, table.keeps_tags != 0);
   return Tags{{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
 }
 
@@ -102,7 +102,8 @@ HPS_DEVICE uint32_t find_tag(const HpsSetTable& table, const Place& place) {
         const uint32_t ways = match(load_tags(table, set).words, tag);
         if (ways != 0) slot = set * HPS_WAYS + lowest(ways);
       } else {
-        const uint4 half = load_once(pointer<const uint4>(table.tags) + static_cast<uint64_t>(set) * 2 + part % 2);
+        const uint4 half =
+            load_often(pointer<const uint4>(table.tags) + static_cast<uint64_t>(set) * 2 + part % 2, table.keeps_tags != 0);
         const uint32_t words[4] = {half.x, half.y, half.z, half.w};
         const uint32_t ways = match(words, tag);
         if (ways != 0) slot = set * HPS_WAYS + part % 2 * (HPS_WAYS / 2) + lowest(ways);

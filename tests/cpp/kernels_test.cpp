@@ -179,7 +179,7 @@ struct Lookup {
   void leave_rows() {
     entries.resize(2 * keys.size());
     buckets.resize(HPS_FETCH_BUCKETS);
-    counts.resize(2);
+    counts.resize(3);
     lookup.fetch.entries = address(entries);
     lookup.fetch.sorted = lookup.fetch.entries + keys.size() * sizeof(HpsFetchEntry);
     lookup.fetch.buckets = address(buckets);
@@ -188,15 +188,16 @@ struct Lookup {
 
   // The launches after the lookup's: each after the one before has ended, as in a stream.
   void fetch(Emulator& on, int mode) const {
-    on.launch(2, HPS_FETCH_THREADS,
-              [this, mode] { mode == HPS_TAGS_EXACT ? fetch_exact_16x4(lookup) : fetch_hashed_16x4(lookup); });
+    // More lanes than a row has vectors leave some without work, and take fewer rows a warp.
+    on.launch(4, HPS_FETCH_THREADS,
+              [this, mode] { mode == HPS_TAGS_EXACT ? fetch_exact_16x16(lookup) : fetch_hashed_16x4(lookup); });
   }
   void order(uint64_t seed) const {
     Emulator first(seed);
     first.launch(1, HPS_FETCH_ORDER_THREADS, [this] { fetch_order(lookup); });
     if (!first.run(kMostTurns)) std::exit(1);
     Emulator second(seed);
-    second.launch(2, HPS_FETCH_THREADS, [this] { fetch_place(lookup); });
+    second.launch(2, HPS_FETCH_PLACE_THREADS, [this] { fetch_place(lookup); });
     if (!second.run(kMostTurns)) std::exit(1);
   }
 
@@ -516,6 +517,17 @@ void fetched_rows_are_those_of_now(int mode, uint64_t seed) {
   mapped.check_rows(*lookup, what);
   const auto is_zero = [](uint32_t number) { return number == 0; };
   check(std::all_of(lookup->buckets.begin(), lookup->buckets.end(), is_zero), what + ": ready for the next lookup");
+  // Which finds the space as this one has left it.
+  std::fill(lookup->out.begin(), lookup->out.end(), uint4{});
+  std::fill(lookup->counters.begin(), lookup->counters.end(), HpsLookupCounters{});
+  Emulator again(seed + 4);
+  lookup->launch(again, mode);
+  run(again, what);
+  lookup->order(seed + 1);
+  Emulator end(seed + 5);
+  lookup->fetch(end, mode);
+  run(end, what);
+  mapped.check_rows(*lookup, what + ", the next lookup");
 }
 
 // Keys that nothing holds are listed for the host, each once, before the word that tells how many there are; keys that only the

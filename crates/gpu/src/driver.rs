@@ -36,6 +36,7 @@ pub(crate) struct Device {
     context: Context,
     functions: Functions,
     num_processors: u32,
+    l2_bytes: u64,
     /// After an error that has ended the context: nothing works on this device any more.
     is_lost: AtomicBool,
 }
@@ -98,6 +99,7 @@ impl Device {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let num_processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let l2_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?;
         let images = images::for_capability(major.unsigned_abs(), minor.unsigned_abs())
             .map_err(|error| error.at("device", format!("{ordinal}, {name}")))?;
         // SAFETY: `handle` is a device of this machine. The reference to its primary context is never given back.
@@ -124,6 +126,7 @@ impl Device {
             context,
             functions,
             num_processors: num_processors.unsigned_abs(),
+            l2_bytes: u64::from(l2_bytes.unsigned_abs()),
             is_lost: AtomicBool::new(false),
         })
     }
@@ -141,6 +144,11 @@ impl Device {
     }
 
     /// Streaming multiprocessors.
+    /// Bytes of the second-level cache.
+    pub(crate) fn l2_bytes(&self) -> u64 {
+        self.l2_bytes
+    }
+
     pub(crate) fn num_processors(&self) -> u32 {
         self.num_processors
     }

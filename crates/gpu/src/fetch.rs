@@ -27,6 +27,8 @@ pub(crate) fn set_min_keys(num_keys: usize) {
 const PER_THREAD: StreamHandle = StreamHandle(2);
 
 const ENTRY_BYTES: usize = size_of::<HpsFetchEntry>();
+/// Three of them.
+const COUNTS_BYTES: usize = 12;
 
 /// See the module.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub(crate) struct FetchSpace {
 impl FetchSpace {
     fn new(device: &'static Device, num_keys: usize, stream: StreamHandle) -> Result<Self> {
         let capacity = num_keys.next_power_of_two();
-        let num_bytes = 2 * capacity * ENTRY_BYTES + HPS_FETCH_BUCKETS as usize * 4 + 8;
+        let num_bytes = 2 * capacity * ENTRY_BYTES + HPS_FETCH_BUCKETS as usize * 4 + COUNTS_BYTES;
         let memory = DeviceBuffer::new(device, num_bytes as u64)?;
         let buckets = 2 * capacity * ENTRY_BYTES;
         // SAFETY: ours and new; from the buckets to the end.

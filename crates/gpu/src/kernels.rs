@@ -47,9 +47,8 @@ const WARP: u32 = 32;
 const MODIFY_THREADS: u32 = abi::HPS_MODIFY_THREADS;
 /// Blocks of the modifying kernel for each multiprocessor: enough to fill it.
 const MODIFY_BLOCKS: u32 = 16;
-const FETCH_THREADS: u32 = abi::HPS_FETCH_THREADS;
-/// Blocks of the fetching kernel for each multiprocessor: rows under way at a time stay close to each other.
-const FETCH_BLOCKS: u32 = 2;
+/// Blocks, for each multiprocessor, of the kernel that puts rows to be fetched in order.
+const PLACE_BLOCKS: u32 = 4;
 
 /// All kernels, loaded into one device.
 #[derive(Debug)]
@@ -141,6 +140,13 @@ fn copy_of(row_bytes: u32) -> Option<usize> {
     fits.or_else(|| COPIES.iter().rposition(|&(bytes, _)| bytes == vector_bytes))
 }
 
+/// Blocks of the fetching kernel: as many rows are on their way at a time as are read fastest.
+fn fetch_blocks(lanes: u32) -> u32 {
+    // As in row_copy.cuh.
+    let rows_at_once = WARP / lanes * lanes.min(8);
+    abi::HPS_FETCH_ROWS / rows_at_once / (abi::HPS_FETCH_THREADS / WARP)
+}
+
 impl Device {
     /// Starts a lookup. At least one key. The device must have been entered.
     ///
@@ -167,15 +173,16 @@ impl Device {
     pub(crate) unsafe fn fetch(&self, mode: TagMode, lookup: &HpsLookup, stream: StreamHandle) -> Result<()> {
         let copy = copy_of(lookup.row_bytes).ok_or_else(no_kernel)?;
         let fetch = *self.functions().fetch.get(mode.index() * COPIES.len() + copy).ok_or_else(no_kernel)?;
-        let most_blocks = self.num_processors() * FETCH_BLOCKS;
-        let num_blocks = lookup.num_keys.div_ceil(FETCH_THREADS).min(most_blocks);
+        let (_, lanes) = *COPIES.get(copy).ok_or_else(no_kernel)?;
+        let place_threads = abi::HPS_FETCH_PLACE_THREADS;
+        let place_blocks = lookup.num_keys.div_ceil(place_threads).min(self.num_processors() * PLACE_BLOCKS);
         let functions = self.functions();
         // SAFETY: the function takes an HpsLookup; the caller's promise.
         unsafe { self.launch(functions.fetch_order, 1, abi::HPS_FETCH_ORDER_THREADS, stream, lookup)? };
         // SAFETY: as above.
-        unsafe { self.launch(functions.fetch_place, num_blocks, FETCH_THREADS, stream, lookup)? };
+        unsafe { self.launch(functions.fetch_place, place_blocks, place_threads, stream, lookup)? };
         // SAFETY: as above.
-        unsafe { self.launch(fetch, num_blocks, FETCH_THREADS, stream, lookup) }
+        unsafe { self.launch(fetch, fetch_blocks(lanes), abi::HPS_FETCH_THREADS, stream, lookup) }
     }
 
     /// Starts a modification. At least one key. The device must have been entered.

@@ -43,11 +43,12 @@ pub(crate) struct SetTable {
 }
 
 impl SetTable {
-    /// Takes the memory of a table; it is ready once `stream` has passed. The device must have been entered.
+    /// Takes the memory of a table; it is ready once `stream` has passed. `keeps_tags` as in abi.h. The device must have been entered.
     pub(crate) fn new(
         device: &'static Device,
         geometry: Geometry,
         place: RowPlace,
+        keeps_tags: bool,
         stream: &Stream,
     ) -> Result<Self> {
         let zeroed = |num_bytes| DeviceBuffer::zeroed(device, num_bytes, stream.handle());
@@ -68,7 +69,7 @@ impl SetTable {
             rows,
             results: zeroed(size_of::<HpsModifyResults>() as u64)?,
         };
-        table.for_kernels = table.describe();
+        table.for_kernels = HpsSetTable { keeps_tags: u32::from(keeps_tags), ..table.describe() };
         Ok(table)
     }
 
@@ -99,7 +100,7 @@ impl SetTable {
             key_mask,
             key_shift,
             is_map: u32::from(self.is_map()),
-            unused: 0,
+            keeps_tags: 0,
         }
     }
 

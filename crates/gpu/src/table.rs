@@ -74,12 +74,14 @@ impl GpuTable {
         device: &'static Device,
         settings: TableSettings,
         plan: &Plan,
+        keeps_tags: bool,
         stream: &Stream,
     ) -> Result<Self> {
         let named = |error: Error| error.at("table", &settings.name);
         let place = if plan.first_on_host { RowPlace::Host } else { RowPlace::Gpu };
-        let first = SetTable::new(device, plan.first, place, stream).map_err(named)?;
-        let second = plan.second.map(|(geometry, place)| SetTable::new(device, geometry, place, stream));
+        let first = SetTable::new(device, plan.first, place, keeps_tags, stream).map_err(named)?;
+        let second =
+            plan.second.map(|(geometry, place)| SetTable::new(device, geometry, place, false, stream));
         let second = second.transpose().map_err(named)?;
         let wanted = second
             .is_some()

@@ -18,7 +18,7 @@ use crate::fetch::{self, FetchPool};
 use crate::inserter::Inserter;
 use crate::memory::DeviceBuffer;
 use crate::missed::{Missed, MissedSettings};
-use crate::plan::{CacheKind, Plan, TableSettings, check_budget, give_up_maps};
+use crate::plan::{CacheKind, Plan, TableSettings, check_budget, give_up_maps, keeps_tags};
 use crate::table::{Change, GpuTable};
 use crate::workspace::Pool;
 use crate::writer::Writer;
@@ -105,10 +105,11 @@ impl GpuTier {
         let gpu_bytes: u64 = plans.iter().map(Plan::gpu_bytes).sum();
         let host_bytes: u64 = plans.iter().map(Plan::host_bytes).sum();
 
+        let keeps_tags = keeps_tags(&plans, device.l2_bytes());
         let mut by_storage: Vec<Option<GpuTable>> = clocks.iter().map(|_| None).collect();
         for (settings, plan) in tables.into_iter().zip(&plans) {
             let slot = by_storage.get_mut(settings.storage.index()).ok_or_else(unknown_table)?;
-            *slot = Some(GpuTable::new(device, settings, plan, &stream)?);
+            *slot = Some(GpuTable::new(device, settings, plan, keeps_tags, &stream)?);
         }
         let num_fronts = fronts.iter().map(|front| front.number + 1).max().unwrap_or(0);
         let mut by_number: Vec<Option<Front>> = (0..num_fronts).map(|_| None).collect();

@@ -308,6 +308,7 @@ template <typename T>
 T load_once(const T* p) {
   return emulated_load(p);
 }
+inline uint4 load_often(const uint4* p, bool) { return load_once(p); }
 inline void store_relaxed(uint64_t* p, uint64_t v) { emulated_store(p, v); }
 inline void store_release_system(uint64_t* p, uint64_t v) { emulated_store(p, v); }
 template <typename T>
