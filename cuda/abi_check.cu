@@ -19,6 +19,8 @@ extern "C" __global__ void abi_check(uint64_t facts) {
   HPS_OFFSET(HpsLookup, misses);
   HPS_OFFSET(HpsLookup, fetch);
   HPS_OFFSET(HpsLookup, row_bytes);
+  HPS_OFFSET(HpsLookup, is_fp8);
+  HPS_SIZE(HpsLookups);
   HPS_SIZE(HpsFetchEntry);
   HPS_OFFSET(HpsFetchEntry, begun);
   HPS_OFFSET(HpsFetchList, counts);

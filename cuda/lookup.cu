@@ -1,14 +1,15 @@
 // Looks keys up and writes their rows: the kernel of the hit path.
 //
 // A warp takes 32 keys (or 16 or 8, for latency), finds their rows, and copies them, several lanes a row. Grid: one warp for
-// each 32 (16, 8) keys. Entry points: lookup_<tags>_<vector bytes>x<lanes a row>_<large, medium or small>.
+// each 32 (16, 8) keys. Entry points: lookup_<tags>_<vector bytes>x<lanes a row>_<large, medium or small>, with fp8 for the vector
+// where rows are of 8-bit floats; and lookup_many, for keys of several tables.
 //
 // Keys that neither table holds get the default row, if there is one (else their rows hold nothing of meaning), and are listed
 // for the host, if it wants to know.
 // Order of work and what a reader may see: set_table.cuh.
+#include "include/fp8_rows.cuh"
 #include "include/marks.cuh"
 #include "include/reading.cuh"
-#include "include/row_copy.cuh"
 
 namespace {
 
@@ -45,6 +46,16 @@ HPS_DEVICE Guess guess(const HpsLookup& p, uint64_t key, bool is_key) {
   return g;
 }
 
+// Rows that were found, to the caller.
+template <typename Vec, int kLanes, int kKeys, typename AfterLastLoad>
+HPS_DEVICE void copy_found(const HpsLookup& p, uint64_t row, char* out, AfterLastLoad after_last_load) {
+  if constexpr (kIsFp8<Vec>) {
+    copy_fp8_rows<kLanes, kKeys>(row, out, p.out_row_bytes / 4, after_last_load);
+  } else {
+    copy_rows<Vec, kLanes, kKeys>(row, out, p.row_bytes, after_last_load);
+  }
+}
+
 // Step 4 of set_table.cuh, for the keys of a whole warp: those that changed while they were read are read again.
 template <int kMode, typename Vec, int kLanes, int kKeys>
 __device__ __noinline__ Found read_carefully(const HpsLookup& p, uint64_t key, bool is_key, char* out) {
@@ -61,7 +72,7 @@ __device__ __noinline__ Found read_carefully(const HpsLookup& p, uint64_t key, b
       row = found.row;
     }
     __syncwarp();
-    copy_rows<Vec, kLanes, kKeys>(row, out, p.row_bytes, [] {});
+    copy_found<Vec, kLanes, kKeys>(p, row, out, [] {});
     // All lanes have read the row when any of them looks at the versions again.
     fence();
     __syncwarp();
@@ -146,10 +157,11 @@ HPS_DEVICE void want(const HpsLookup& p, bool is_wanted, uint64_t key) {
   }
 }
 
+// `block` is the number of the block among those of this lookup.
 template <int kMode, typename Vec, int kLanes, int kKeys>
-HPS_DEVICE void lookup(const HpsLookup& p) {
+HPS_DEVICE void lookup(const HpsLookup& p, uint32_t block) {
   constexpr int kShare = 32 / kKeys;
-  const uint32_t warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  const uint32_t warp = (block * blockDim.x + threadIdx.x) / 32;
   const uint32_t first_key = warp * kKeys;
   if (first_key >= p.num_keys) return;
   // With fewer keys than lanes, kShare lanes hold the same key; the first of them counts.
@@ -161,7 +173,7 @@ HPS_DEVICE void lookup(const HpsLookup& p) {
     key = p.key_bytes == 8 ? load_once(pointer<const uint64_t>(p.keys) + position)
                            : load_once(pointer<const uint32_t>(p.keys) + position);
   }
-  char* out = pointer<char>(p.out) + static_cast<uint64_t>(first_key) * p.row_bytes;
+  char* out = pointer<char>(p.out) + static_cast<uint64_t>(first_key) * p.out_row_bytes;
 
   // Step 1 of set_table.cuh. Lanes agree, so that all of them go the same way.
   const bool has_second = p.second.num_sets != 0;
@@ -178,7 +190,7 @@ HPS_DEVICE void lookup(const HpsLookup& p) {
     uint32_t after = before.begun;
     uint32_t after_second = before_second.begun;
     const bool is_left = p.fetch.entries != 0 && found.where == kSecond;
-    copy_rows<Vec, kLanes, kKeys>(is_left ? 0 : found.row, out, p.row_bytes, [&] {
+    copy_found<Vec, kLanes, kKeys>(p, is_left ? 0 : found.row, out, [&] {
       fence();
       after = load_relaxed(pointer<const uint32_t>(p.first.writers));
       if (has_second) after_second = load_relaxed(pointer<const uint32_t>(p.second.writers));
@@ -211,7 +223,7 @@ constexpr int min_blocks(int lanes) { return lanes <= 8 ? 7 : 4; }
 #define HPS_LOOKUP_ENTRY(name, mode, vector, lanes, keys)                             \
   extern "C" __global__ void __launch_bounds__(HPS_LOOKUP_THREADS, min_blocks(lanes)) \
       name(const __grid_constant__ HpsLookup p) {                                     \
-    lookup<mode, vector, lanes, keys>(p);                                             \
+    lookup<mode, vector, lanes, keys>(p, blockIdx.x);                                 \
   }
 #define HPS_LOOKUP(name, mode, vector, lanes)                                    \
   HPS_LOOKUP_ENTRY(name##_large, mode, vector, lanes, HPS_KEYS_PER_WARP_LARGE)   \
@@ -224,9 +236,56 @@ HPS_LOOKUP(lookup_exact_16x16, HPS_TAGS_EXACT, uint4, 16)
 HPS_LOOKUP(lookup_exact_16x32, HPS_TAGS_EXACT, uint4, 32)
 HPS_LOOKUP(lookup_exact_4x8, HPS_TAGS_EXACT, uint32_t, 8)
 HPS_LOOKUP(lookup_exact_4x32, HPS_TAGS_EXACT, uint32_t, 32)
+HPS_LOOKUP(lookup_exact_fp8x8, HPS_TAGS_EXACT, Fp8, 8)
+HPS_LOOKUP(lookup_exact_fp8x32, HPS_TAGS_EXACT, Fp8, 32)
 HPS_LOOKUP(lookup_hashed_16x4, HPS_TAGS_HASHED, uint4, 4)
 HPS_LOOKUP(lookup_hashed_16x8, HPS_TAGS_HASHED, uint4, 8)
 HPS_LOOKUP(lookup_hashed_16x16, HPS_TAGS_HASHED, uint4, 16)
 HPS_LOOKUP(lookup_hashed_16x32, HPS_TAGS_HASHED, uint4, 32)
 HPS_LOOKUP(lookup_hashed_4x8, HPS_TAGS_HASHED, uint32_t, 8)
 HPS_LOOKUP(lookup_hashed_4x32, HPS_TAGS_HASHED, uint32_t, 32)
+HPS_LOOKUP(lookup_hashed_fp8x8, HPS_TAGS_HASHED, Fp8, 8)
+HPS_LOOKUP(lookup_hashed_fp8x32, HPS_TAGS_HASHED, Fp8, 32)
+
+namespace {
+
+template <int kMode>
+HPS_DEVICE void lookup_any_row(const HpsLookup& p, uint32_t block) {
+  constexpr int kKeys = HPS_KEYS_PER_WARP_MEDIUM;
+  if (p.is_fp8 != 0) {
+    lookup<kMode, Fp8, 8, kKeys>(p, block);
+  } else if (p.row_bytes % 16 == 0) {
+    lookup<kMode, uint4, 8, kKeys>(p, block);
+  } else {
+    lookup<kMode, uint32_t, 8, kKeys>(p, block);
+  }
+}
+
+}  // namespace
+
+// Blocks of HPS_LOOKUP_MANY_THREADS threads: for each lookup, one warp for each HPS_KEYS_PER_WARP_MEDIUM keys.
+extern "C" __global__ void __launch_bounds__(HPS_LOOKUP_MANY_THREADS) lookup_many(const __grid_constant__ HpsLookups many) {
+  __shared__ HpsLookup p;
+  const uint32_t* first_blocks = pointer<const uint32_t>(many.first_blocks);
+  // The last lookup that begins at this block or before it.
+  uint32_t number = 0;
+  for (uint32_t end = many.num_lookups; end - number > 1;) {
+    const uint32_t middle = (number + end) / 2;
+    if (load_once(first_blocks + middle) <= blockIdx.x) {
+      number = middle;
+    } else {
+      end = middle;
+    }
+  }
+  const uint32_t* from = pointer<const uint32_t>(many.lookups + number * sizeof(HpsLookup));
+  for (uint32_t i = threadIdx.x; i < sizeof(HpsLookup) / 4; i += blockDim.x) {
+    reinterpret_cast<uint32_t*>(&p)[i] = load_once(from + i);
+  }
+  __syncthreads();
+  const uint32_t block = blockIdx.x - load_once(first_blocks + number);
+  if (p.first.keys != 0) {
+    lookup_any_row<HPS_TAGS_HASHED>(p, block);
+  } else {
+    lookup_any_row<HPS_TAGS_EXACT>(p, block);
+  }
+}

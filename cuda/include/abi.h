@@ -107,19 +107,32 @@ typedef struct HpsFetchList {
 // One launch of a lookup kernel, and of those that fetch what it has left.
 typedef struct HpsLookup {
   HpsSetTable first;
-  HpsSetTable second;    // num_sets 0: none
-  uint64_t keys;         // (num_keys) int64 or int32, device
-  uint64_t out;          // (num_keys, row_bytes), device
-  uint64_t default_row;  // (row_bytes) device: for keys that nobody holds; 0: the host answers them, and counts them
-  uint64_t counters;     // (HPS_COUNTER_COPIES) HpsLookupCounters, device; 0: nobody counts
-  HpsMissList misses;    // word 0: not wanted
-  HpsFetchList fetch;    // entries 0: none; else there is a default row
-  uint64_t wanted;       // HpsWantedKeys, device: keys that the first table should take in; 0: nobody asks
+  HpsSetTable second;  // num_sets 0: none
+  uint64_t keys;       // (num_keys) int64 or int32, device
+  uint64_t out;        // (num_keys, out_row_bytes), device
+  uint64_t
+      default_row;  // (out_row_bytes) device: for keys that nobody holds; 0: the host answers them, and counts them. Of rows
+                    // of 8-bit floats, with the bit kPlainRow of fp8_rows.cuh
+  uint64_t counters;   // (HPS_COUNTER_COPIES) HpsLookupCounters, device; 0: nobody counts
+  HpsMissList misses;  // word 0: not wanted
+  HpsFetchList fetch;  // entries 0: none; else there is a default row
+  uint64_t wanted;     // HpsWantedKeys, device: keys that the first table should take in; 0: nobody asks
   uint32_t num_keys;
   uint32_t key_bytes;  // 4 or 8
   uint32_t row_bytes;
+  uint32_t out_row_bytes;  // as row_bytes, but for rows of 8-bit floats
+  uint32_t is_fp8;         // 1: rows are of 8-bit floats (fp8_rows.cuh); the entry point must be for them
   uint32_t unused;
 } HpsLookup;
+
+// Lookups in several tables by one launch: of any dims, keys and modes, without rows that are left to be fetched.
+#define HPS_LOOKUP_MANY_THREADS 64
+typedef struct HpsLookups {
+  uint64_t lookups;       // (num_lookups) HpsLookup, device
+  uint64_t first_blocks;  // (num_lookups) uint32, device: which block of the launch is the first of each; ascending, from 0
+  uint32_t num_lookups;
+  uint32_t unused;
+} HpsLookups;
 
 // A ring of keys that lookups found in the second table alone. Lookups overwrite what nobody took in time.
 #define HPS_WANTED_KEYS (1u << 18)

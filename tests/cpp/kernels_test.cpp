@@ -2,8 +2,10 @@
 #include "emulator/emulator.h"
 
 // The order matters: the kernels are written in the language that the emulator defines.
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <string>
 #include <unordered_map>
@@ -173,6 +175,7 @@ struct Lookup {
     lookup.num_keys = static_cast<uint32_t>(keys.size());
     lookup.key_bytes = 8;
     lookup.row_bytes = row_bytes;
+    lookup.out_row_bytes = row_bytes;
   }
 
   // Leaves rows of the second table to be fetched.
@@ -530,6 +533,124 @@ void fetched_rows_are_those_of_now(int mode, uint64_t seed) {
   mapped.check_rows(*lookup, what + ", the next lookup");
 }
 
+// The number of E4M3 with these bits, by the definition of the format.
+float e4m3(uint32_t q) {
+  const int exponent = static_cast<int>(q >> 3 & 15u);
+  const float mantissa = static_cast<float>(q & 7u) / 8;
+  const float magnitude = exponent == 0 ? std::ldexp(mantissa, -6) : std::ldexp(1 + mantissa, exponent - 7);
+  if ((q & 0x7fu) == 0x7fu) return std::numeric_limits<float>::quiet_NaN();
+  return (q & 0x80u) != 0 ? -magnitude : magnitude;
+}
+
+// A lookup in a table of 8-bit floats, of keys that are there and of one that is not; and what it must yield.
+struct Fp8Lookup {
+  uint32_t dim, stored_bytes;
+  Table table;
+  std::vector<uint64_t> held;
+  std::unique_ptr<Lookup> lookup;
+
+  Fp8Lookup(int mode, uint32_t of_dim, uint64_t seed)
+      : dim(of_dim), stored_bytes((of_dim + 3) / 4 * 4 + 4), table(6, mode, stored_bytes), held(some_keys(60, mode, seed)) {
+    Change fill(table, HPS_UPSERT, held, 1);
+    // Any bits are numbers, and some scale that a float32 cannot be multiplied with exactly.
+    const size_t words = stored_bytes / 4;
+    for (size_t i = 0; i < held.size(); ++i) {
+      const float scale = std::ldexp(1 + static_cast<float>(held[i] % 999) / 1000, static_cast<int>(held[i] % 60) - 30);
+      fill.rows[i * words + words - 1] = __float_as_uint(scale);
+    }
+    Emulator emulator(seed);
+    fill.launch(emulator, mode, 8);
+    run(emulator, "rows of 8-bit floats");
+    std::vector<uint64_t> asked(held.begin(), held.begin() + 43);
+    asked[5] = asked[17] = asked[42] = mode == HPS_TAGS_EXACT ? 77 : 78;
+    lookup = std::make_unique<Lookup>(table, nullptr, dim * 4, asked);
+    lookup->lookup.row_bytes = stored_bytes;
+    lookup->lookup.default_row |= kPlainRow;
+    lookup->lookup.is_fp8 = 1;
+  }
+
+  void check_rows(const std::string& what) const {
+    const auto contents = table.contents();
+    for (size_t i = 0; i < lookup->keys.size(); ++i) {
+      const auto found = contents.find(lookup->keys[i]);
+      const float* row = reinterpret_cast<const float*>(lookup->out.data()) + i * dim;
+      float scale = 0;
+      if (found != contents.end()) std::memcpy(&scale, found->second + stored_bytes - 4, 4);
+      for (uint32_t j = 0; j < dim; ++j) {
+        if (found == contents.end()) {
+          check(__float_as_uint(row[j]) == 0xabababab, what + ": the default row as it is");
+          continue;
+        }
+        const float expected = e4m3(static_cast<uint8_t>(found->second[j])) * scale;
+        const bool both_nan = std::isnan(expected) && std::isnan(row[j]);
+        check(both_nan || __float_as_uint(expected) == __float_as_uint(row[j]), what + ": every number");
+      }
+    }
+  }
+};
+
+// Rows of 8-bit floats are read as float32, whatever their length; default rows are copied.
+void rows_of_8_bit_floats(int mode, uint64_t seed) {
+  for (const uint32_t dim : {1u, 2u, 5u, 32u, 33u, 130u}) {
+    const std::string what = named("8-bit floats", mode, dim, seed);
+    const Fp8Lookup of(mode, dim, seed);
+    const HpsLookup& p = of.lookup->lookup;
+    Emulator emulator(seed);
+    const bool is_exact = mode == HPS_TAGS_EXACT;
+    if (dim % 2 == 0) {
+      emulator.launch(6, 32, [&] { is_exact ? lookup_exact_fp8x8_small(p) : lookup_hashed_fp8x8_small(p); });
+    } else {
+      emulator.launch(2, 32, [&] { is_exact ? lookup_exact_fp8x32_large(p) : lookup_hashed_fp8x32_large(p); });
+    }
+    run(emulator, what);
+    of.check_rows(what);
+  }
+}
+
+// One launch serves keys of tables of different dims, modes and kinds of rows.
+void several_tables_in_one_launch(uint64_t seed) {
+  const std::string what = "several tables, seed " + std::to_string(seed);
+  std::vector<std::unique_ptr<Table>> tables;
+  std::vector<std::unique_ptr<Lookup>> lookups;
+  std::vector<HpsLookup> list;
+  std::vector<uint32_t> first_blocks;
+  uint32_t num_blocks = 0;
+  const auto add = [&](const HpsLookup& lookup) {
+    list.push_back(lookup);
+    first_blocks.push_back(num_blocks);
+    constexpr uint32_t kKeys = HPS_KEYS_PER_WARP_MEDIUM * HPS_LOOKUP_MANY_THREADS / 32;
+    num_blocks += (lookup.num_keys + kKeys - 1) / kKeys;
+  };
+  for (const uint32_t row_bytes : {64u, 12u, 160u, 4u}) {
+    for (const int mode : {HPS_TAGS_EXACT, HPS_TAGS_HASHED}) {
+      tables.push_back(std::make_unique<Table>(6, mode, row_bytes));
+      const std::vector<uint64_t> keys = some_keys(90, mode, seed + row_bytes);
+      Emulator emulator(seed);
+      Change fill(*tables.back(), HPS_UPSERT, keys, row_bytes);
+      fill.launch(emulator, mode, 8);
+      run(emulator, what);
+      lookups.push_back(std::make_unique<Lookup>(*tables.back(), nullptr, row_bytes, keys));
+      add(lookups.back()->lookup);
+    }
+  }
+  const Fp8Lookup fp8(HPS_TAGS_HASHED, 24, seed);
+  add(fp8.lookup->lookup);
+  const HpsLookups many{address(list), address(first_blocks), static_cast<uint32_t>(list.size()), 0};
+  for (uint32_t block = 0; block < num_blocks; ++block) {
+    Emulator emulator(seed + block);
+    emulator.launch_block(block, num_blocks, HPS_LOOKUP_MANY_THREADS, [&] { lookup_many(many); });
+    run(emulator, what);
+  }
+  for (const auto& lookup : lookups) {
+    for (size_t i = 0; i < lookup->keys.size(); ++i) {
+      const uint32_t row_bytes = lookup->lookup.row_bytes;
+      check(version_of_row(lookup->keys[i], lookup->row(i), row_bytes) == static_cast<int>(row_bytes), what + ": rows");
+    }
+    check(lookup->total(&HpsLookupCounters::first) == lookup->keys.size(), what + ": every key is counted once");
+  }
+  fp8.check_rows(what);
+}
+
 // Keys that nothing holds are listed for the host, each once, before the word that tells how many there are; keys that only the
 // second table holds are offered to the first.
 void missed_keys_are_listed(int mode, uint64_t seed) {
@@ -676,7 +797,9 @@ int main(int argc, char** argv) {
       absent_keys_get_the_default_row(mode, seed);
       missed_keys_are_listed(mode, seed);
       helpers_count_list_and_scatter(mode, seed);
+      rows_of_8_bit_floats(mode, seed);
     }
+    several_tables_in_one_launch(seed);
   }
   check(refused_nearly_full[1] * 2 < refused_nearly_full[0], "far moves make room for most of what is refused without");
   if (failures == 0) std::printf("%llu seeds: as expected\n", static_cast<unsigned long long>(num_seeds));

@@ -10,7 +10,7 @@ use hps_core::memory::BlockAllocator;
 use hps_core::observer::Observer;
 use hps_core::tier::{Tier, TierKind, TruthTier};
 use hps_core::update_clock::UpdateClock;
-use hps_core::{Error, ErrorKind, Key, Result, TableId};
+use hps_core::{Key, Result, TableId};
 use hps_gpu::{
     CacheKind, FrontSettings, GpuTier, PinnedAllocator, Reach, TableSettings, images, share_for_bytes,
 };
@@ -47,11 +47,12 @@ pub(crate) fn open(
                 continue;
             }
             let table = TableId(i as u32);
-            let kind = kind(&model.gpu).map_err(|error| error.at("model", &model.name))?;
+            let kind = kind(&model.gpu);
             tables.push(TableSettings {
                 storage: table,
                 name: spec.name.clone(),
                 row_bytes: spec.row_bytes,
+                is_fp8: model.gpu.fp8_quant && model.gpu.embedding_cache_type == EmbeddingCacheType::Static,
                 kind,
                 cache_share: model.gpu.gpucacheper,
                 hit_rate_threshold: model.gpu.hit_rate_threshold,
@@ -152,21 +153,14 @@ pub(crate) fn hottest_keys<'s>(
     }
 }
 
-fn kind(gpu: &GpuConfig) -> Result<CacheKind> {
-    Ok(match gpu.embedding_cache_type {
+fn kind(gpu: &GpuConfig) -> CacheKind {
+    match gpu.embedding_cache_type {
         EmbeddingCacheType::Dynamic if gpu.gpucache => CacheKind::Dynamic,
         EmbeddingCacheType::Dynamic => CacheKind::Bypass,
-        EmbeddingCacheType::Static if gpu.fp8_quant => {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "\"fp8_quant\": true is not available on GPUs in this build: set it to false; rows then take four times the \
-                 memory and lose nothing",
-            ));
-        }
         EmbeddingCacheType::Static if gpu.enable_pagelock => CacheKind::StaticOnHost,
         EmbeddingCacheType::Static => CacheKind::Static,
         EmbeddingCacheType::Uvm => CacheKind::Uvm,
-    })
+    }
 }
 
 /// The largest key of a table, as far as it can be told without reading all rows. A cache may be told less than the truth:

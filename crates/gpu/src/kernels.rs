@@ -2,7 +2,7 @@
 
 use hps_core::{Error, ErrorKind, Result};
 
-use crate::abi::{self, HpsDump, HpsLookup, HpsModify, HpsScatter, HpsUnique};
+use crate::abi::{self, HpsDump, HpsLookup, HpsLookups, HpsModify, HpsScatter, HpsUnique};
 use crate::driver::{Device, Function, Module, StreamHandle};
 use crate::geometry::TagMode;
 
@@ -42,6 +42,9 @@ const SIZES: [(&str, u32); 3] = [
 
 /// How a row is copied: vectors of so many bytes, so many lanes a row.
 const COPIES: [(u32, u32); 6] = [(16, 4), (16, 8), (16, 16), (16, 32), (4, 8), (4, 32)];
+/// Lanes of rows of 8-bit floats, which have a word for each; a table's lookup takes such a one by its number after [`COPIES`].
+const FP8_LANES: [u32; 2] = [8, 32];
+const NUM_COPIES: usize = COPIES.len() + FP8_LANES.len();
 
 const WARP: u32 = 32;
 const MODIFY_THREADS: u32 = abi::HPS_MODIFY_THREADS;
@@ -55,6 +58,8 @@ const PLACE_BLOCKS: u32 = 4;
 pub(crate) struct Functions {
     /// By tag mode, copy, size.
     lookup: Vec<Function>,
+    #[cfg_attr(not(test), allow(dead_code, reason = "as its launch"))]
+    lookup_many: Function,
     /// By tag mode, copy.
     fetch: Vec<Function>,
     fetch_order: Function,
@@ -73,9 +78,14 @@ impl Functions {
         let lookup_module = module(Unit::Lookup)?;
         let mut lookup = Vec::new();
         for mode in TagMode::ALL {
+            let mut copies = Vec::new();
             for (vector_bytes, lanes) in COPIES {
+                copies.push(format!("{vector_bytes}x{lanes}"));
+            }
+            copies.extend(FP8_LANES.map(|lanes| format!("fp8x{lanes}")));
+            for copy in copies {
                 for (size, _) in SIZES {
-                    let name = format!("lookup_{}_{vector_bytes}x{lanes}_{size}", mode.name());
+                    let name = format!("lookup_{}_{copy}_{size}", mode.name());
                     lookup.push(lookup_module.function(Unit::Lookup, &name)?);
                 }
             }
@@ -96,6 +106,7 @@ impl Functions {
         let single = |unit: Unit| module(unit)?.function(unit, unit.name());
         Ok(Self {
             lookup,
+            lookup_many: lookup_module.function(Unit::Lookup, "lookup_many")?,
             fetch,
             fetch_order: fetch_module.function(Unit::Fetch, "fetch_order")?,
             fetch_place: fetch_module.function(Unit::Fetch, "fetch_place")?,
@@ -118,7 +129,7 @@ struct LookupShape {
 }
 
 /// Chooses the kernel: few keys are spread over many warps, rows are copied in the widest pieces that divide them.
-fn lookup_shape(num_keys: u32, row_bytes: u32, num_processors: u32) -> Option<LookupShape> {
+fn lookup_shape(num_keys: u32, copy: usize, num_processors: u32) -> Option<LookupShape> {
     // Measured on an H100: with so many keys for each multiprocessor, taking more keys a warp pays.
     let per_processor = num_keys / num_processors.max(1);
     let (size, num_threads) = match per_processor {
@@ -126,10 +137,19 @@ fn lookup_shape(num_keys: u32, row_bytes: u32, num_processors: u32) -> Option<Lo
         64..256 => (1, 64),
         _ => (2, 128),
     };
-    let copy = copy_of(row_bytes)?;
     let keys_per_warp = SIZES.get(size)?.1;
     let num_warps = num_keys.div_ceil(keys_per_warp);
     Some(LookupShape { size, copy, num_blocks: num_warps.div_ceil(num_threads / WARP), num_threads })
+}
+
+/// How a lookup copies rows.
+fn copy_for(lookup: &HpsLookup) -> Option<usize> {
+    if lookup.is_fp8 == 0 {
+        return copy_of(lookup.row_bytes);
+    }
+    let num_words = lookup.out_row_bytes.div_ceil(16);
+    let fits = FP8_LANES.iter().position(|&lanes| lanes >= num_words);
+    Some(COPIES.len() + fits.unwrap_or(FP8_LANES.len() - 1))
 }
 
 /// How rows of that size are copied: a position in [`COPIES`].
@@ -158,12 +178,29 @@ impl Device {
         lookup: &HpsLookup,
         stream: StreamHandle,
     ) -> Result<()> {
-        let shape =
-            lookup_shape(lookup.num_keys, lookup.row_bytes, self.num_processors()).ok_or_else(no_kernel)?;
-        let index = (mode.index() * COPIES.len() + shape.copy) * SIZES.len() + shape.size;
+        let copy = copy_for(lookup).ok_or_else(no_kernel)?;
+        let shape = lookup_shape(lookup.num_keys, copy, self.num_processors()).ok_or_else(no_kernel)?;
+        let index = (mode.index() * NUM_COPIES + shape.copy) * SIZES.len() + shape.size;
         let function = *self.functions().lookup.get(index).ok_or_else(no_kernel)?;
         // SAFETY: the function takes an HpsLookup; the caller's promise.
         unsafe { self.launch(function, shape.num_blocks, shape.num_threads, stream, lookup) }
+    }
+
+    /// Starts lookups in several tables: one launch, of so many blocks of `HPS_LOOKUP_MANY_THREADS`. The device must have been
+    /// entered.
+    ///
+    /// # Safety
+    /// As [`Self::lookup`], for each of them; the tables may have any modes.
+    #[cfg_attr(not(test), allow(dead_code, reason = "operators over several tables are to come"))]
+    pub(crate) unsafe fn lookup_many(
+        &self,
+        lookups: &HpsLookups,
+        num_blocks: u32,
+        stream: StreamHandle,
+    ) -> Result<()> {
+        let function = self.functions().lookup_many;
+        // SAFETY: the function takes an HpsLookups; the caller's promise.
+        unsafe { self.launch(function, num_blocks, abi::HPS_LOOKUP_MANY_THREADS, stream, lookups) }
     }
 
     /// Starts fetching the rows that a lookup has left; after it, in its stream. The device must have been entered.
@@ -247,7 +284,7 @@ mod tests {
     fn every_batch_and_row_size_has_a_kernel_that_covers_it() {
         for num_keys in [1, 7, 8, 9, 1024, 16_384, 65_536, 1 << 20, u32::MAX] {
             for row_bytes in [4, 8, 12, 16, 60, 64, 128, 132, 256, 512, 516, 4096, 262_144] {
-                let shape = lookup_shape(num_keys, row_bytes, 132).unwrap();
+                let shape = lookup_shape(num_keys, copy_of(row_bytes).unwrap(), 132).unwrap();
                 let (vector_bytes, lanes) = COPIES[shape.copy];
                 assert_eq!(row_bytes % vector_bytes, 0);
                 assert!(lanes >= (row_bytes / vector_bytes).min(32) || lanes == 32);
@@ -260,9 +297,9 @@ mod tests {
 
     #[test]
     fn few_keys_are_spread_over_more_blocks_than_they_would_fill() {
-        let few = lookup_shape(1024, 512, 132).unwrap();
+        let few = lookup_shape(1024, 3, 132).unwrap();
         assert_eq!((few.size, few.num_threads, few.num_blocks), (0, 32, 128));
-        let many = lookup_shape(1 << 20, 512, 132).unwrap();
+        let many = lookup_shape(1 << 20, 3, 132).unwrap();
         assert_eq!((many.size, many.num_threads), (2, 128));
     }
 }

@@ -11,7 +11,7 @@
 //!   Workspace      workspace.rs  buffers for them, pooled without limit
 //!   FetchSpace     fetch.rs      where large lookups leave rows in host memory, to be read in the order of addresses
 //!   Inserter       inserter.rs   the thread that takes missed rows in, behind the lookups
-//!   Writer         writer.rs     all changes, in one order
+//!   Writer         writer.rs     all changes, in one order; rows of 8-bit floats are made there (fp8.rs)
 //! kernels.rs                     which kernels there are, and how they are launched
 //! driver.rs memory.rs            CUDA's driver, checked: contexts, streams, events, memory
 //! images.rs abi.rs               compiled kernels; structs shared with them (cuda/include/abi.h)
@@ -65,7 +65,10 @@ mod architectures;
 mod changes;
 mod driver;
 mod fetch;
+mod fp8;
 mod geometry;
+#[cfg(test)]
+mod gpu_row_tests;
 #[cfg(test)]
 mod gpu_tests;
 pub mod images;

@@ -3,6 +3,7 @@
 use hps_core::{Error, ErrorKind, Result, TableId};
 
 use crate::abi;
+use crate::fp8;
 use crate::geometry::{Geometry, TagMode, allocated, choose_mode};
 use crate::set_table::RowPlace;
 
@@ -48,6 +49,8 @@ pub struct TableSettings {
     pub name: String,
     /// Bytes of one row.
     pub row_bytes: usize,
+    /// Rows are kept as 8-bit floats with a scale each. For tables that are held whole and have no cache.
+    pub is_fp8: bool,
     /// How rows reach the GPU.
     pub kind: CacheKind,
     /// Rows that the cache holds, as a share of the table's.
@@ -65,6 +68,11 @@ pub struct TableSettings {
 }
 
 impl TableSettings {
+    /// Bytes of one row on the GPU.
+    pub(crate) fn stored_row_bytes(&self) -> usize {
+        if self.is_fp8 { fp8::stored_bytes(self.row_bytes) } else { self.row_bytes }
+    }
+
     /// True if the GPU is told where rows lie in host memory. Not if missed keys may be answered with the default row: they are
     /// not worth reading then.
     pub(crate) fn has_map(&self) -> bool {
@@ -85,7 +93,8 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(settings: &TableSettings) -> Result<Self> {
-        let TableSettings { kind, num_rows, row_bytes, .. } = *settings;
+        let TableSettings { kind, num_rows, .. } = *settings;
+        let row_bytes = settings.stored_row_bytes();
         let wanted = num_rows as f64 * settings.cache_share;
         let cache_slots = wanted as u64;
         let cache = |mode| {
@@ -237,7 +246,7 @@ pub(crate) fn check_budget<'p>(
             "\n  {}: {} slots of {} bytes and {} bytes of index = {} bytes",
             settings.name,
             plan.first.num_slots(),
-            if plan.first_on_host { 0 } else { settings.row_bytes },
+            if plan.first_on_host { 0 } else { settings.stored_row_bytes() },
             plan.gpu_bytes() - if plan.first_on_host { 0 } else { plan.first.rows_bytes() },
             plan.gpu_bytes(),
         ));
@@ -260,6 +269,7 @@ mod tests {
             storage: TableId(0),
             name: "hps_et.m.t".into(),
             row_bytes: 128,
+            is_fp8: false,
             kind,
             cache_share,
             hit_rate_threshold: None,
@@ -283,6 +293,16 @@ mod tests {
         let uvm = Plan::new(&settings(CacheKind::Uvm, 1_000_000, 0.1)).unwrap();
         assert_eq!(uvm.first.mode, uvm.second.unwrap().0.mode);
         assert!(uvm.host_bytes() >= 128_000_000);
+    }
+
+    #[test]
+    fn rows_of_8_bit_floats_take_a_quarter_and_a_scale() {
+        let plain = settings(CacheKind::Static, 1_000_000, 0.1);
+        let fp8 = TableSettings { is_fp8: true, ..plain.clone() };
+        let (plain, fp8) = (Plan::new(&plain).unwrap(), Plan::new(&fp8).unwrap());
+        assert_eq!(plain.first.num_slots(), fp8.first.num_slots());
+        assert_eq!(fp8.first.rows_bytes(), fp8.first.num_slots() * 36);
+        assert!(fp8.gpu_bytes() < plain.gpu_bytes() / 3);
     }
 
     #[test]

@@ -174,7 +174,15 @@ impl GpuTable {
     pub(crate) fn row_bytes_of(&self, change: Change) -> usize {
         match change {
             Change::Map => size_of::<u64>(),
-            _ => self.row_bytes() as usize,
+            _ => self.settings.row_bytes,
+        }
+    }
+
+    /// Bytes of what kernels get of it.
+    pub(crate) fn stored_bytes_of(&self, change: Change) -> usize {
+        match change {
+            Change::Map => size_of::<u64>(),
+            _ => self.settings.stored_row_bytes(),
         }
     }
 

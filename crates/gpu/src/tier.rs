@@ -143,6 +143,14 @@ impl GpuTier {
         Ok(Self { shared, inserter })
     }
 
+    /// What a lookup that the GPU answers by itself tells its kernel.
+    #[cfg(test)]
+    pub(crate) fn parameters_of(&self, number: usize, lookup: &DeviceLookup) -> Result<HpsLookup> {
+        let front = self.shared.front(number)?;
+        let table = self.shared.table(front.storage)?;
+        Ok(self.shared.parameters(table, front, lookup, lookup.num_keys as u32))
+    }
+
     pub(crate) fn table(&self, table: TableId) -> Result<Option<&GpuTable>> {
         self.shared.tables.get(table.index()).map(Option::as_ref).ok_or_else(unknown_table)
     }
@@ -160,12 +168,14 @@ impl Shared {
     /// What a lookup's kernel is told, but for the list of misses.
     fn parameters(&self, table: &GpuTable, front: &Front, lookup: &DeviceLookup, num_keys: u32) -> HpsLookup {
         let answers_all = table.answers_all();
+        // Also the mark of an address whose row is not (fp8_rows.cuh).
+        let is_fp8 = u32::from(table.settings.is_fp8);
         HpsLookup {
             first: table.first(),
             second: table.second(),
             keys: lookup.keys,
             out: lookup.rows,
-            default_row: if answers_all { front.default_row.address() } else { 0 },
+            default_row: if answers_all { front.default_row.address() | u64::from(is_fp8) } else { 0 },
             counters: if answers_all || table.has_map() { front.counters.address() } else { 0 },
             misses: HpsMissList::default(),
             fetch: HpsFetchList::default(),
@@ -173,6 +183,8 @@ impl Shared {
             num_keys,
             key_bytes: lookup.key_width.num_bytes() as u32,
             row_bytes: table.row_bytes(),
+            out_row_bytes: table.settings.row_bytes as u32,
+            is_fp8,
             unused: 0,
         }
     }

@@ -3,6 +3,7 @@
 use hps_core::{Error, ErrorKind, Key, Result, Rows};
 
 use crate::driver::{Device, Event, Stream};
+use crate::fp8;
 use crate::memory::PinnedBuffer;
 use crate::table::{Batch, Change, GpuTable};
 
@@ -100,16 +101,21 @@ impl Writer {
         self.next = (number + 1) % self.stages.len();
         let stage = self.stages.get_mut(number).ok_or_else(no_stage)?;
         stage.event.wait()?;
-        if rows.is_some_and(|rows| rows.len() > stage.rows.num_bytes()) {
-            stage.rows = PinnedBuffer::new(self.device, rows.map_or(0, <[u8]>::len) as u64)?;
+        let num_bytes = keys.len() * table.stored_bytes_of(change);
+        if rows.is_some() && num_bytes > stage.rows.num_bytes() {
+            stage.rows = PinnedBuffer::new(self.device, num_bytes as u64)?;
         }
         // SAFETY: numbers; the kernel that read them before was waited for.
         let to = unsafe { stage.keys.slice_mut(0, keys.len()) }.ok_or_else(no_stage)?;
         to.copy_from_slice(keys);
         if let Some(rows) = rows {
             // SAFETY: as above.
-            let to = unsafe { stage.rows.slice_mut(0, rows.len()) }.ok_or_else(no_stage)?;
-            to.copy_from_slice(rows);
+            let to = unsafe { stage.rows.slice_mut(0, num_bytes) }.ok_or_else(no_stage)?;
+            if table.settings.is_fp8 {
+                fp8::store_rows(rows, table.settings.row_bytes, to)?;
+            } else {
+                to.copy_from_slice(rows);
+            }
         }
         let batch = Batch {
             keys: stage.keys.address(),

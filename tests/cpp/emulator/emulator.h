@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -60,27 +61,31 @@ class Emulator {
 
   // Adds a kernel of so many threads, in whole warps, that begins after so many turns.
   void launch(uint32_t num_blocks, uint32_t num_threads, const std::function<void()>& kernel, uint64_t delay = 0) {
-    for (uint32_t block = 0; block < num_blocks; ++block) {
-      blocks_.push_back(std::make_unique<Barrier>());
-      blocks_.back()->size = num_threads;
-      for (uint32_t thread = 0; thread < num_threads; ++thread) {
-        if (thread % 32 == 0) {
-          warps_.push_back(std::make_unique<Warp>());
-          warps_.back()->barrier.size = 32;
-        }
-        auto lane = std::make_unique<Lane>();
-        lane->kernel = kernel;
-        lane->warp = warps_.back().get();
-        lane->block = blocks_.back().get();
-        lane->thread = {thread};
-        lane->block_index = {block};
-        lane->block_size = {num_threads};
-        lane->grid = {num_blocks};
-        prepare(*lane);
-        lane->sleeps_until = delay;
-        sleeping_.push_back(lane.get());
-        lanes_.push_back(std::move(lane));
+    for (uint32_t block = 0; block < num_blocks; ++block) launch_block(block, num_blocks, num_threads, kernel, delay);
+  }
+
+  // One block of those. Kernels whose blocks share memory among their threads run one block at a time.
+  void launch_block(uint32_t block, uint32_t num_blocks, uint32_t num_threads, const std::function<void()>& kernel,
+                    uint64_t delay = 0) {
+    blocks_.push_back(std::make_unique<Barrier>());
+    blocks_.back()->size = num_threads;
+    for (uint32_t thread = 0; thread < num_threads; ++thread) {
+      if (thread % 32 == 0) {
+        warps_.push_back(std::make_unique<Warp>());
+        warps_.back()->barrier.size = 32;
       }
+      auto lane = std::make_unique<Lane>();
+      lane->kernel = kernel;
+      lane->warp = warps_.back().get();
+      lane->block = blocks_.back().get();
+      lane->thread = {thread};
+      lane->block_index = {block};
+      lane->block_size = {num_threads};
+      lane->grid = {num_blocks};
+      prepare(*lane);
+      lane->sleeps_until = delay;
+      sleeping_.push_back(lane.get());
+      lanes_.push_back(std::move(lane));
     }
   }
 
@@ -222,6 +227,16 @@ struct uint4 {
 };
 
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+inline float __uint_as_float(uint32_t x) {
+  float number;
+  std::memcpy(&number, &x, sizeof(number));
+  return number;
+}
+inline uint32_t __float_as_uint(float number) {
+  uint32_t x;
+  std::memcpy(&x, &number, sizeof(x));
+  return x;
+}
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline uint32_t __vcmpeq2(uint32_t a, uint32_t b) {

@@ -1,0 +1,105 @@
+"""`fp8_quant`: a static table keeps rows as 8-bit floats with a scale, and yields their round trip."""
+
+import torch
+
+import hps_torch
+from gpu.common import DEVICE, GpuTestCase, size
+from gpu.tables import Table, random_keys, same_bits, seeded
+
+ROWS = size(3_000, 200)
+DIMS = (1, 2, 3, 16, 32, 100, 128, 257)
+
+
+def round_trip(rows: torch.Tensor) -> torch.Tensor:
+    """What is read of float32 rows, by torch's own conversions."""
+    scale = (rows.abs().amax(-1, keepdim=True) / 448).clamp(min=1 / (448 * 512))
+    return (rows / scale).to(torch.float8_e4m3fn).to(torch.float32) * scale
+
+
+def some_rows(count: int, dim: int, seed: int) -> torch.Tensor:
+    """Returns rows of very different sizes, zeros among their numbers."""
+    rows = torch.randn(count, dim, generator=seeded(seed))
+    rows *= torch.exp(torch.randn(count, 1, generator=seeded(seed + 1)) * 4)
+    rows[torch.rand(count, dim, generator=seeded(seed + 2)) < 0.1] = 0
+    return rows
+
+
+class Fp8(GpuTestCase):
+    def check_round_trip(self, store, table_id, keys):
+        table = store.tables[table_id]
+        exact = table.expected(keys)
+        known = torch.tensor([table.knows(key) for key in keys.tolist()])
+        expected = torch.where(known[:, None], round_trip(exact), exact)
+        rows = store.lookup(keys.to(DEVICE), table_id)
+        assert same_bits(rows.cpu(), expected)
+        return rows
+
+    def tables(self):
+        return [
+            Table(
+                torch.arange(ROWS) if i % 2 else random_keys(ROWS),
+                dim,
+                default=0.1,
+                vectors=some_rows(ROWS, dim, dim),
+            )
+            for i, dim in enumerate(DIMS)
+        ]
+
+    def test_rows_are_their_round_trip_and_default_rows_exact(self):
+        for settings in ({}, {"enable_pagelock": True}):
+            store = self.make_store(*self.tables(), cache="static", fp8_quant=True, **settings)
+            generator = seeded(1)
+            for table_id, table in enumerate(store.tables):
+                with self.subTest(dim=table.dim, settings=settings):
+                    self.check_round_trip(store, table_id, table.keys)
+                    for count in (1, 9, 1_000):
+                        keys = table.sample(count, generator, unknown=0.3)
+                        self.check_round_trip(store, table_id, keys)
+            store.close()
+
+    def test_keys_on_the_cpu_get_the_rows_that_were_loaded(self):
+        store = self.make_store(*self.tables(), cache="static", fp8_quant=True)
+        for table_id, table in enumerate(store.tables):
+            assert same_bits(store.lookup(table.keys, table_id), table.expected(table.keys))
+
+    def test_updates_are_rounded_too(self):
+        store = self.make_store(*self.tables(), cache="static", fp8_quant=True)
+        store.open()
+        for table_id, table in enumerate(store.tables):
+            keys, rows = table.keys[::3], some_rows(len(table.keys[::3]), table.dim, 99)
+            hps_torch.update(store.path, "model", table_id, keys, rows)
+            table.update(keys, rows)
+            self.check_round_trip(store, table_id, table.keys)
+
+    def test_it_is_a_fraction_of_the_memory(self):
+        rows = {}
+        for fp8_quant in (False, True):
+            table = Table(torch.arange(200_000), 128, vectors=some_rows(200_000, 128, 5))
+            store = self.make_store(table, cache="static", fp8_quant=fp8_quant)
+            torch.cuda.synchronize()
+            before = torch.cuda.mem_get_info()[0]
+            store.open()
+            rows[fp8_quant] = before - torch.cuda.mem_get_info()[0]
+            store.close()
+        assert rows[True] < rows[False] / 2.5, rows
+
+    def test_a_numbers_error_is_at_most_a_sixteenth(self):
+        table = Table(torch.arange(500), 64, vectors=some_rows(500, 64, 7))
+        store = self.make_store(table, cache="static", fp8_quant=True)
+        rows = store.lookup(table.keys.to(DEVICE)).cpu()
+        largest = table.vectors.abs().amax(-1, keepdim=True)
+        error = (rows - table.vectors).abs()
+        assert bool((error <= table.vectors.abs() / 16 + largest / 448 / 512).all())
+
+    def test_lookups_can_be_captured(self):
+        table = Table(random_keys(ROWS), 32, vectors=some_rows(ROWS, 32, 3))
+        store = self.make_store(table, cache="static", fp8_quant=True)
+        keys = table.keys[:200].to(DEVICE)
+        store.lookup(keys)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            rows = store.lookup(keys)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert same_bits(rows.cpu(), round_trip(table.vectors[:200]))
