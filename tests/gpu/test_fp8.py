@@ -1,4 +1,4 @@
-"""`fp8_quant`: a static table keeps rows as 8-bit floats with a scale, and yields their round trip."""
+"""`fp8_quant`: a static table keeps rows as 8-bit floats and yields their round trip."""
 
 import torch
 
