@@ -96,7 +96,8 @@ impl GpuTier {
         let name = format!("GPU {ordinal} ({})", device.name());
         for table in give_up_maps(&mut tables, device.free_bytes()?) {
             observer.warn(&format!(
-                "table {table}: {name} has no room for a map of its rows in host memory, so lookups wait for the host"
+                "table {table}: {name} has no room for a map of its rows in host memory, so lookups wait for the host and cannot be \
+                 captured into CUDA graphs; lower gpucacheper or gpucache_bytes, or free GPU memory"
             ));
         }
         let plans = tables.iter().map(Plan::new).collect::<Result<Vec<_>>>()?;
