@@ -55,7 +55,7 @@ pub struct TableSettings {
     pub kind: CacheKind,
     /// Rows that the cache holds, as a share of the table's.
     pub cache_share: f64,
-    /// Hit rate above which missed keys are answered with the default row; None: never.
+    /// Hit rate, below 1, from which missed keys are answered with the default row; None: never, results are exact.
     pub hit_rate_threshold: Option<f64>,
     /// What of it the GPU can read in host memory.
     pub reach: Reach,
@@ -76,8 +76,7 @@ impl TableSettings {
     /// True if the GPU is told where rows lie in host memory. Not if missed keys may be answered with the default row: they are
     /// not worth reading then.
     pub(crate) fn has_map(&self) -> bool {
-        let is_exact = self.hit_rate_threshold.is_none_or(|threshold| threshold >= 1.0);
-        self.kind == CacheKind::Dynamic && self.reach > Reach::Nothing && is_exact
+        self.kind == CacheKind::Dynamic && self.reach > Reach::Nothing && self.hit_rate_threshold.is_none()
     }
 }
 
@@ -332,9 +331,9 @@ mod tests {
         assert!(plan.gpu_bytes() > without.gpu_bytes() + map.num_slots() * 10);
         assert_eq!(plan.host_bytes(), 0);
         // Where default rows will do, rows in host memory are not worth reading.
-        for (threshold, has_map) in [(0.0, false), (0.9, false), (1.0, true)] {
+        for threshold in [0.0, 0.9] {
             settings.hit_rate_threshold = Some(threshold);
-            assert_eq!(Plan::new(&settings).unwrap().second.is_some(), has_map);
+            assert_eq!(Plan::new(&settings).unwrap().second, None);
         }
     }
 

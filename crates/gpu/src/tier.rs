@@ -264,7 +264,7 @@ impl DeviceTier for GpuTier {
             ));
         }
         let mut workspace = shared.pool.take(device, lookup.num_keys, &shared.service)?;
-        let threshold = held.settings.hit_rate_threshold.filter(|&threshold| threshold < 1.0);
+        let threshold = held.settings.hit_rate_threshold;
         let counts_unique = threshold.is_some_and(|threshold| threshold > 0.0);
         if threshold.is_some() {
             parameters.default_row = front.default_row.address();
