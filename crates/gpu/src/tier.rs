@@ -78,7 +78,8 @@ pub struct GpuTier {
 
 impl GpuTier {
     /// Takes the memory of all tables on the GPU `ordinal`, after checking that it is there. There is a clock for each storage
-    /// table of the store. `reachable` is where rows lie that the tables' settings say can be reached.
+    /// table of the store. `reachable` is where rows lie that the tables' settings say can be reached. Tables whose host memory cannot
+    /// be pinned become others: [`DeviceTier::wants`] tells what they want then.
     ///
     /// # Errors
     /// `NotFound` if there is no such GPU; `Unsupported` if the library has no kernels for it; `OutOfMemory`, with the sum,
