@@ -124,7 +124,7 @@ pub(crate) fn reads_host_memory(model: &ModelConfig, host: &VolatileDbConfig) ->
         model.gpu;
     embedding_cache_type == EmbeddingCacheType::Dynamic
         && gpucache
-        && hit_rate_threshold.is_none_or(|threshold| threshold >= 1.0)
+        && hit_rate_threshold.is_none()
         && !deployed_device_list.is_empty()
         && host.overflow_margin == u64::MAX
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 use hps_core::batch::MAX_BATCH_KEYS;
 use hps_core::device::DeviceLookup;
+use hps_core::store::Table;
 use hps_core::{Error, ErrorKind, Key, KeyWidth, Result, Rows, RowsMut};
 
 use crate::guard::no_panic;
@@ -77,17 +78,25 @@ fn open_store(guard: &Guard<Option<Arc<OpenStore>>>) -> Result<&OpenStore> {
 }
 
 impl PreparedLookup {
+    /// Does something with the keys of a call, if there are any.
+    fn with_keys(
+        &self,
+        num_keys: usize,
+        action: impl FnOnce(&OpenStore, &Table) -> Result<()>,
+    ) -> Result<()> {
+        no_panic(|| {
+            let open = open_store(&self.store)?;
+            let table = open.store.table(self.table)?;
+            if num_keys == 0 { Ok(()) } else { action(open, table) }
+        })
+    }
+
     /// See the bridge.
     ///
     /// # Safety
     /// As there.
     pub(crate) unsafe fn run(&self, keys: usize, num_keys: usize, rows: usize) -> Result<()> {
-        no_panic(|| {
-            let open = open_store(&self.store)?;
-            let table = open.store.table(self.table)?;
-            if num_keys == 0 {
-                return Ok(());
-            }
+        self.with_keys(num_keys, |open, table| {
             let row_bytes = table.row_bytes();
             let num_bytes = rows_bytes(num_keys, row_bytes, rows)?;
             // SAFETY: the caller promises num_keys rows of this table at `rows`, host memory, ours alone until we
@@ -110,12 +119,7 @@ impl PreparedLookup {
     /// # Safety
     /// As for [`Self::run`]; `rows` is only read.
     pub(crate) unsafe fn update(&self, keys: usize, num_keys: usize, rows: usize) -> Result<()> {
-        no_panic(|| {
-            let open = open_store(&self.store)?;
-            let table = open.store.table(self.table)?;
-            if num_keys == 0 {
-                return Ok(());
-            }
+        self.with_keys(num_keys, |open, table| {
             let row_bytes = table.row_bytes();
             let num_bytes = rows_bytes(num_keys, row_bytes, rows)?;
             // SAFETY: the caller promises num_keys rows of this table at `rows`, host memory, unchanged until we return.
@@ -135,12 +139,7 @@ impl PreparedLookup {
     /// # Safety
     /// As for [`Self::run`].
     pub(crate) unsafe fn erase(&self, keys: usize, num_keys: usize) -> Result<()> {
-        no_panic(|| {
-            let open = open_store(&self.store)?;
-            let table = open.store.table(self.table)?;
-            if num_keys == 0 {
-                return Ok(());
-            }
+        self.with_keys(num_keys, |open, table| {
             // SAFETY: the caller's promise.
             let keys = unsafe { ForeignKeys::new(open.key_width, keys, num_keys) }?;
             keys.in_batches(WRITTEN_AT_ONCE, |_, keys| open.store.erase(table.storage(), keys))

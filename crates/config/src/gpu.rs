@@ -27,8 +27,8 @@ pub struct GpuConfig {
     /// GPU memory that the model's caches, with their indexes, take on each device: they get the largest share of their tables that
     /// fits, the same for all. `None` if not given: `gpucacheper` decides.
     pub gpucache_bytes: Option<u64>,
-    /// Hit rate from which missed keys yield the default row at once and are fetched later. `None` if not given:
-    /// results are always exact. (The predecessor's default is 0.9.) 1 and above is exact, 0 and below never waits.
+    /// Hit rate, below 1, from which missed keys yield the default row at once and are fetched later; 0 and below never waits.
+    /// `None` if not given, or 1 and above: results are always exact. (The predecessor's default is 0.9.)
     pub hit_rate_threshold: Option<f64>,
     /// Ordinals of the GPUs that serve the model; never empty, none twice.
     pub deployed_device_list: Vec<usize>,
@@ -90,7 +90,9 @@ pub(crate) fn read(section: &Section<'_>) -> GpuConfig {
         gpucache,
         gpucacheper: section.f64("gpucacheper", 0.2, 0.0..),
         gpucache_bytes: read_cache_bytes(section, embedding_cache_type, gpucache),
-        hit_rate_threshold: section.optional_f64("hit_rate_threshold", ..),
+        hit_rate_threshold: section
+            .optional_f64("hit_rate_threshold", ..)
+            .filter(|&threshold| threshold < 1.0),
         deployed_device_list: read_devices(section),
         num_of_worker_buffer_in_pool: section.usize("num_of_worker_buffer_in_pool", 1, 0..=u64::MAX),
         num_of_refresher_buffer_in_pool: section.usize("num_of_refresher_buffer_in_pool", 1, 0..=u64::MAX),

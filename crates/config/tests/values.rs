@@ -155,7 +155,7 @@ fn every_value_arrives() {
         ("max_batch_size", json!(8)),
         ("gpucache", json!(false)),
         ("gpucacheper", json!(2)),
-        ("hit_rate_threshold", json!(1)),
+        ("hit_rate_threshold", json!(0)),
         ("deployed_device_list", json!([3, 1])),
         ("num_of_worker_buffer_in_pool", json!(100_000)),
         ("num_of_refresher_buffer_in_pool", json!(0)),
@@ -228,7 +228,7 @@ fn every_value_arrives() {
         gpucache: false,
         gpucacheper: 2.0,
         gpucache_bytes: None,
-        hit_rate_threshold: Some(1.0),
+        hit_rate_threshold: Some(0.0),
         deployed_device_list: vec![3, 1],
         num_of_worker_buffer_in_pool: 100_000,
         num_of_refresher_buffer_in_pool: 0,
@@ -412,6 +412,15 @@ fn a_budget_for_gpu_caches_takes_the_place_of_their_share() {
         let (loaded, warnings) = sandbox.load(&set(config.clone(), path, value));
         assert_eq!(loaded.models[0].gpu.gpucache_bytes, None);
         assert_one_warning(&warnings, "models[0].gpucache_bytes", "without effect: the model has no cache");
+    }
+}
+
+#[test]
+fn a_threshold_from_one_on_means_exact_results() {
+    let sandbox = Sandbox::new();
+    for (given, read) in [(-1.0, Some(-1.0)), (0.999, Some(0.999)), (1.0, None), (1.5, None)] {
+        let config = sandbox.load_quietly(&with("models[0].hit_rate_threshold", json!(given)));
+        assert_eq!(config.models[0].gpu.hit_rate_threshold, read, "{given}");
     }
 }
 

@@ -435,7 +435,8 @@ impl EmbeddingStore {
         if self.walk.truth.is_read_only() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "the database was opened with \"read_only\": true, so rows cannot be changed",
+                "the database was opened with \"read_only\": true, so rows cannot be changed: open it with \"read_only\": false in \
+                 persistent_db to write",
             ));
         }
         if self.walk.truth.is_shared(table) {

@@ -13,11 +13,12 @@ use hps_core::tier::{CacheTier, TableSpec, Tier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Key, KeyWidth, Rows, TableId};
 use hps_host::{EvictionPolicy, HostSettings, HostTier};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::abi::{self, HpsDump, HpsLookup, HpsMissList, HpsModify, HpsScatter, HpsSetTable, HpsUnique};
 use crate::driver::{Device, Stream};
 use crate::fetch;
+use crate::memory::limit::PinLimit;
 use crate::memory::{DeviceBuffer, PinnedAllocator};
 use crate::plan::{CacheKind, Reach, TableSettings};
 use crate::tier::{FrontSettings, GpuTier};
@@ -46,6 +47,18 @@ fn version_of(key: Key, row: &[u8]) -> Option<u64> {
         row.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
     let (last, rest) = words.split_last()?;
     (checksum(key, rest) == *last).then_some(u64::from(words[0]))
+}
+
+/// Warnings that a test asks for.
+#[derive(Default)]
+struct Recording(Mutex<Vec<String>>);
+
+impl Observer for Recording {
+    fn warn(&self, text: &str) {
+        self.0.lock().push(text.into());
+    }
+    fn info(&self, _: &str) {}
+    fn progress(&self, _: Progress<'_>) {}
 }
 
 /// Errors of threads behind the lookups are errors of the test.
@@ -495,6 +508,49 @@ fn keys_that_the_map_has_no_room_for_are_asked_for() {
     fixture.check(&dense(4_500));
     fixture.erase(&(500..2_500).collect::<Vec<_>>());
     fixture.check(&dense(4_500));
+}
+
+/// The host answers instead, in all that a table does.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_table_whose_rows_cannot_be_pinned_is_served_by_the_host() {
+    // More than the writer's buffers take, which are pinned too.
+    const MAX_PINNED: usize = 9 << 20;
+    const ROW_BYTES: usize = 4096;
+    let keys = dense(2_500);
+    for kind in [CacheKind::Uvm, CacheKind::StaticOnHost] {
+        let observer = Arc::new(Recording::default());
+        let limit = PinLimit::new(MAX_PINNED);
+        let fixture = Fixture::open_reaching((kind, Reach::Nothing), &keys, 0.1, ROW_BYTES, observer.clone());
+        drop(limit);
+        let warnings = observer.0.lock().clone();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let num_bytes = warnings[0].split(' ').find_map(|word| word.parse::<usize>().ok());
+        assert!(num_bytes > Some(MAX_PINNED), "{}", warnings[0]);
+        for part in ["hps_et.m.t", "could not be pinned", "cannot be captured", "`ulimit -l`", "dynamic"] {
+            assert!(warnings[0].contains(part), "{}", warnings[0]);
+        }
+
+        let wants = fixture.tier.wants(TABLE);
+        let has_cache = kind == CacheKind::Uvm;
+        assert_eq!((wants.all, wants.hottest > 0), (false, has_cache), "{kind:?}");
+        let usage = fixture.tier.usage(TABLE).unwrap().unwrap();
+        assert_eq!(usage.rows > 0, has_cache, "{kind:?}");
+        assert!(usage.bytes < (keys.len() * ROW_BYTES / 4) as u64, "{} bytes", usage.bytes);
+
+        let asked = dense(2_600);
+        fixture.check(&asked);
+        fixture.update(&(2_400..2_550).collect::<Vec<_>>(), 1);
+        fixture.check(&asked);
+        fixture.erase(&dense(100));
+        fixture.check(&asked);
+        fixture.refresh();
+        fixture.check(&asked);
+        // After a write that failed below, a table that holds all rows would refuse lookups.
+        fixture.tier.forget(TABLE, &keys).unwrap();
+        fixture.check(&asked);
+        assert_eq!(observer.0.lock().len(), 1);
+    }
 }
 
 /// Writers change versions of all keys over and over while readers look them up, in streams of their own: every row must be

@@ -71,6 +71,8 @@ const PAGE_BYTES: usize = 4096;
 /// `OutOfMemory` if the system has no such memory, or does not let it be pinned.
 fn pinned_block(device: &'static Device, num_bytes: usize) -> Result<Block> {
     let num_bytes = num_bytes.max(1).checked_next_multiple_of(PAGE_BYTES).ok_or_else(too_large)?;
+    #[cfg(test)]
+    limit::check(num_bytes)?;
     let block = MmapAllocator.allocate(num_bytes)?;
     block.keep_from_children();
     let mut pinned = Pinned { device, addresses: Vec::new() };
@@ -212,4 +214,38 @@ impl PinnedBuffer {
 
 fn too_large() -> Error {
     Error::new(ErrorKind::OutOfMemory, "more memory than can be addressed")
+}
+
+/// For tests of what happens where memory cannot be pinned.
+#[cfg(test)]
+pub(crate) mod limit {
+    use std::cell::Cell;
+
+    use hps_core::{Error, ErrorKind, Result};
+
+    thread_local! {
+        static MAX_BYTES: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+
+    /// While it lives, this thread gets no larger piece of pinned memory.
+    pub(crate) struct PinLimit(usize);
+
+    impl PinLimit {
+        pub(crate) fn new(max_bytes: usize) -> Self {
+            Self(MAX_BYTES.replace(max_bytes))
+        }
+    }
+
+    impl Drop for PinLimit {
+        fn drop(&mut self) {
+            MAX_BYTES.set(self.0);
+        }
+    }
+
+    pub(super) fn check(num_bytes: usize) -> Result<()> {
+        if num_bytes <= MAX_BYTES.get() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::OutOfMemory, "a test lets no more memory be pinned"))
+    }
 }

@@ -27,6 +27,15 @@ impl CacheKind {
     pub fn holds_all(self) -> bool {
         matches!(self, Self::Static | Self::StaticOnHost | Self::Uvm)
     }
+
+    /// What takes its place where host memory cannot be pinned: rows that the GPU's memory does not hold are asked for below.
+    fn without_pinned_memory(self) -> Self {
+        match self {
+            Self::Uvm => Self::Dynamic,
+            Self::StaticOnHost => Self::Bypass,
+            Self::Dynamic | Self::Bypass | Self::Static => self,
+        }
+    }
 }
 
 /// Which rows of a table below its cache a GPU reads by itself, where they lie in host memory.
@@ -55,7 +64,7 @@ pub struct TableSettings {
     pub kind: CacheKind,
     /// Rows that the cache holds, as a share of the table's.
     pub cache_share: f64,
-    /// Hit rate above which missed keys are answered with the default row; None: never.
+    /// Hit rate, below 1, from which missed keys are answered with the default row; None: never, results are exact.
     pub hit_rate_threshold: Option<f64>,
     /// What of it the GPU can read in host memory.
     pub reach: Reach,
@@ -76,8 +85,19 @@ impl TableSettings {
     /// True if the GPU is told where rows lie in host memory. Not if missed keys may be answered with the default row: they are
     /// not worth reading then.
     pub(crate) fn has_map(&self) -> bool {
-        let is_exact = self.hit_rate_threshold.is_none_or(|threshold| threshold >= 1.0);
-        self.kind == CacheKind::Dynamic && self.reach > Reach::Nothing && is_exact
+        self.kind == CacheKind::Dynamic && self.reach > Reach::Nothing && self.hit_rate_threshold.is_none()
+    }
+
+    /// The same table where host memory cannot be pinned: the host answers for what a cache of the same share lacks, exactly, in
+    /// rows as they are below.
+    pub(crate) fn without_pinned_memory(self) -> Self {
+        Self {
+            kind: self.kind.without_pinned_memory(),
+            is_fp8: false,
+            reach: Reach::Nothing,
+            hit_rate_threshold: None,
+            ..self
+        }
     }
 }
 
@@ -332,9 +352,9 @@ mod tests {
         assert!(plan.gpu_bytes() > without.gpu_bytes() + map.num_slots() * 10);
         assert_eq!(plan.host_bytes(), 0);
         // Where default rows will do, rows in host memory are not worth reading.
-        for (threshold, has_map) in [(0.0, false), (0.9, false), (1.0, true)] {
+        for threshold in [0.0, 0.9] {
             settings.hit_rate_threshold = Some(threshold);
-            assert_eq!(Plan::new(&settings).unwrap().second.is_some(), has_map);
+            assert_eq!(Plan::new(&settings).unwrap().second, None);
         }
     }
 
@@ -345,6 +365,29 @@ mod tests {
         let (one, two) = (vec![plan.clone()], vec![plan.clone(), plan]);
         assert!(keeps_tags(&one, 36_000_000) && !keeps_tags(&one, 35_999_999));
         assert!(keeps_tags(&two, 72_000_000) && !keeps_tags(&two, 71_999_999));
+    }
+
+    #[test]
+    fn a_table_without_pinned_memory_asks_the_host_and_takes_no_more_of_the_gpu() {
+        use CacheKind::{Bypass, Dynamic, Static, StaticOnHost, Uvm};
+        for (kind, replacement) in
+            [(Uvm, Dynamic), (StaticOnHost, Bypass), (Dynamic, Dynamic), (Bypass, Bypass), (Static, Static)]
+        {
+            for share in [0.0, 0.1, 1.0, 3.0] {
+                let mut settings = settings(kind, 1_000_000, share);
+                // Types that hold all rows ignore them.
+                (settings.reach, settings.hit_rate_threshold) = (Reach::Some, Some(0.5));
+                settings.is_fp8 = kind == StaticOnHost;
+                let before = Plan::new(&settings).unwrap();
+                let settings = settings.without_pinned_memory();
+                let after = Plan::new(&settings).unwrap();
+                assert_eq!((settings.kind, settings.cache_share), (replacement, share));
+                assert_eq!((settings.reach, settings.hit_rate_threshold), (Reach::Nothing, None));
+                assert!(!settings.is_fp8);
+                assert_eq!((after.host_bytes(), after.second), (0, None));
+                assert!(after.gpu_bytes() <= before.gpu_bytes(), "{kind:?} with a share of {share}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One table in sets of 16 slots: its memory, and the struct by which kernels know it.
 
-use hps_core::Result;
+use hps_core::{Error, ErrorKind, Result};
 
 use crate::abi::{HpsModifyResults, HpsSetTable};
 use crate::driver::{Device, Stream};
@@ -43,17 +43,19 @@ pub(crate) struct SetTable {
 }
 
 impl SetTable {
-    /// Takes the memory of a table; it is ready once `stream` has passed. `keeps_tags` as in abi.h. The device must have been entered.
+    /// Takes the memory of a table, but for rows in host memory, which are to lie in `pinned`; it is ready once `stream` has passed.
+    /// `keeps_tags` as in abi.h. The device must have been entered.
     pub(crate) fn new(
         device: &'static Device,
         geometry: Geometry,
         place: RowPlace,
         keeps_tags: bool,
+        pinned: &mut Option<PinnedBuffer>,
         stream: &Stream,
     ) -> Result<Self> {
         let zeroed = |num_bytes| DeviceBuffer::zeroed(device, num_bytes, stream.handle());
         let rows = match place {
-            RowPlace::Host => RowMemory::Host(PinnedBuffer::new(device, geometry.rows_bytes())?),
+            RowPlace::Host => RowMemory::Host(pinned.take().ok_or_else(not_pinned)?),
             RowPlace::Gpu => RowMemory::Gpu(DeviceBuffer::new(device, geometry.rows_bytes())?),
             // Zero is no address: readers may look at a slot that is being filled for the first time.
             RowPlace::Map => RowMemory::Map(zeroed(geometry.rows_bytes())?),
@@ -134,6 +136,10 @@ impl SetTable {
     pub(crate) fn num_bytes(&self) -> u64 {
         self.geometry.index_bytes() + self.geometry.rows_bytes()
     }
+}
+
+fn not_pinned() -> Error {
+    Error::new(ErrorKind::Internal, "rows in host memory that nobody has pinned")
 }
 
 /// Rows that are held, by the sums of all modifications.

@@ -7,7 +7,7 @@ use hps_core::{Error, ErrorKind, Key, Result};
 use crate::abi::{self, HpsDump, HpsModify, HpsSetTable};
 use crate::driver::{Device, Stream};
 use crate::geometry::TagMode;
-use crate::memory::DeviceBuffer;
+use crate::memory::{DeviceBuffer, PinnedBuffer};
 use crate::plan::{CacheKind, Plan, Reach, TableSettings};
 use crate::set_table::{RowPlace, SetTable, rows_held};
 
@@ -69,20 +69,23 @@ pub(crate) struct Batch {
 }
 
 impl GpuTable {
-    /// Takes the memory of a table; it is ready once `stream` has passed. The device must have been entered.
+    /// Takes the GPU memory of a table, whose plan's host memory is `pinned`; it is ready once `stream` has passed. The device
+    /// must have been entered.
     pub(crate) fn new(
         device: &'static Device,
         settings: TableSettings,
         plan: &Plan,
         keeps_tags: bool,
+        mut pinned: Option<PinnedBuffer>,
         stream: &Stream,
     ) -> Result<Self> {
         let named = |error: Error| error.at("table", &settings.name);
         let place = if plan.first_on_host { RowPlace::Host } else { RowPlace::Gpu };
-        let first = SetTable::new(device, plan.first, place, keeps_tags, stream).map_err(named)?;
-        let second =
-            plan.second.map(|(geometry, place)| SetTable::new(device, geometry, place, false, stream));
-        let second = second.transpose().map_err(named)?;
+        let mut part = |geometry, place, keeps_tags| {
+            SetTable::new(device, geometry, place, keeps_tags, &mut pinned, stream).map_err(named)
+        };
+        let first = part(plan.first, place, keeps_tags)?;
+        let second = plan.second.map(|(geometry, place)| part(geometry, place, false)).transpose()?;
         let wanted = second
             .is_some()
             .then(|| DeviceBuffer::zeroed(device, size_of::<abi::HpsWantedKeys>() as u64, stream.handle()));

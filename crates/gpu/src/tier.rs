@@ -16,7 +16,7 @@ use crate::abi::{self, HpsFetchList, HpsLookup, HpsLookupCounters, HpsMissList, 
 use crate::driver::{Device, Stream, StreamHandle};
 use crate::fetch::{self, FetchPool};
 use crate::inserter::Inserter;
-use crate::memory::DeviceBuffer;
+use crate::memory::{DeviceBuffer, PinnedBuffer};
 use crate::missed::{Missed, MissedSettings};
 use crate::plan::{CacheKind, Plan, TableSettings, check_budget, give_up_maps, keeps_tags};
 use crate::table::{Change, GpuTable};
@@ -78,7 +78,8 @@ pub struct GpuTier {
 
 impl GpuTier {
     /// Takes the memory of all tables on the GPU `ordinal`, after checking that it is there. There is a clock for each storage
-    /// table of the store. `reachable` is where rows lie that the tables' settings say can be reached.
+    /// table of the store. `reachable` is where rows lie that the tables' settings say can be reached. Tables whose host memory cannot
+    /// be pinned become others: [`DeviceTier::wants`] tells what they want then.
     ///
     /// # Errors
     /// `NotFound` if there is no such GPU; `Unsupported` if the library has no kernels for it; `OutOfMemory`, with the sum,
@@ -96,20 +97,25 @@ impl GpuTier {
         let name = format!("GPU {ordinal} ({})", device.name());
         for table in give_up_maps(&mut tables, device.free_bytes()?) {
             observer.warn(&format!(
-                "table {table}: {name} has no room for a map of its rows in host memory, so lookups wait for the host"
+                "table {table}: {name} has no room for a map of its rows in host memory, so lookups wait for the host and cannot be \
+                 captured into CUDA graphs; lower gpucacheper or gpucache_bytes, or free GPU memory"
             ));
         }
-        let plans = tables.iter().map(Plan::new).collect::<Result<Vec<_>>>()?;
+        let plans = plan_all(&tables)?;
         check_budget(tables.iter().zip(&plans), device.free_bytes()?, &name)?;
+        // Before GPU memory, of which a table without pinned memory takes less, or one set of rows more.
+        let pin = |table: &mut TableSettings| pin_rows(device, table, &name, observer.as_ref());
+        let pinned = tables.iter_mut().map(pin).collect::<Result<Vec<_>>>()?;
+        let plans = plan_all(&tables)?;
         let stream = Stream::new(device)?;
         let gpu_bytes: u64 = plans.iter().map(Plan::gpu_bytes).sum();
         let host_bytes: u64 = plans.iter().map(Plan::host_bytes).sum();
 
         let keeps_tags = keeps_tags(&plans, device.l2_bytes());
         let mut by_storage: Vec<Option<GpuTable>> = clocks.iter().map(|_| None).collect();
-        for (settings, plan) in tables.into_iter().zip(&plans) {
+        for ((settings, plan), pinned) in tables.into_iter().zip(&plans).zip(pinned) {
             let slot = by_storage.get_mut(settings.storage.index()).ok_or_else(unknown_table)?;
-            *slot = Some(GpuTable::new(device, settings, plan, keeps_tags, &stream)?);
+            *slot = Some(GpuTable::new(device, settings, plan, keeps_tags, pinned, &stream)?);
         }
         let num_fronts = fronts.iter().map(|front| front.number + 1).max().unwrap_or(0);
         let mut by_number: Vec<Option<Front>> = (0..num_fronts).map(|_| None).collect();
@@ -153,6 +159,38 @@ impl GpuTier {
 
     pub(crate) fn table(&self, table: TableId) -> Result<Option<&GpuTable>> {
         self.shared.tables.get(table.index()).map(Option::as_ref).ok_or_else(unknown_table)
+    }
+}
+
+fn plan_all(tables: &[TableSettings]) -> Result<Vec<Plan>> {
+    tables.iter().map(Plan::new).collect()
+}
+
+/// Takes the host memory that a table wants for its rows. If it cannot be pinned, the table becomes one whose lookups wait for the
+/// host: slower, but no reason to serve nothing. `name` is the GPU's.
+fn pin_rows(
+    device: &'static Device,
+    table: &mut TableSettings,
+    name: &str,
+    observer: &dyn Observer,
+) -> Result<Option<PinnedBuffer>> {
+    let num_bytes = Plan::new(table)?.host_bytes();
+    if num_bytes == 0 {
+        return Ok(None);
+    }
+    match PinnedBuffer::new(device, num_bytes) {
+        Err(why) if why.kind() == ErrorKind::OutOfMemory => {
+            *table = table.clone().without_pinned_memory();
+            observer.warn(&format!(
+                "table {}: {num_bytes} bytes of host memory could not be pinned for {name}, so it is served {}: lookups wait for the \
+                 host and cannot be captured into CUDA graphs; raise `ulimit -l`, free host memory, make the table smaller, or set \
+                 embedding_cache_type to dynamic: {why}",
+                table.name,
+                if table.kind == CacheKind::Bypass { "without a cache" } else { "from a dynamic cache" },
+            ));
+            Ok(None)
+        }
+        pinned => pinned.map(Some).map_err(|why| why.at("table", &table.name)),
     }
 }
 
@@ -257,13 +295,13 @@ impl DeviceTier for GpuTier {
         if device.is_capturing(stream)? {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "this lookup may need the host, so it cannot be captured into a CUDA graph: its table has embedding_cache_type \
-                 dynamic, and its rows are not all in host memory where the GPU reads them by itself; use static or uvm, or keep \
-                 the lookup out of the captured part",
+                "this lookup may need the host, so it cannot be captured into a CUDA graph: its table's rows are not all in memory \
+                 that the GPU reads by itself; use embedding_cache_type static or uvm (if it is one of these, see the warning at \
+                 opening), or keep the lookup out of the captured part",
             ));
         }
         let mut workspace = shared.pool.take(device, lookup.num_keys, &shared.service)?;
-        let threshold = held.settings.hit_rate_threshold.filter(|&threshold| threshold < 1.0);
+        let threshold = held.settings.hit_rate_threshold;
         let counts_unique = threshold.is_some_and(|threshold| threshold > 0.0);
         if threshold.is_some() {
             parameters.default_row = front.default_row.address();

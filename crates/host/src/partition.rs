@@ -30,7 +30,7 @@ pub(crate) struct Partition {
 }
 
 impl Partition {
-    /// `serves_devices`: no row is changed where it lies, see [`Self::reclaim`]. Not with a limit.
+    /// `serves_devices`, which no caller asks for with a limit: no row is changed where it lies, see [`Self::reclaim`].
     pub(crate) fn new(
         row_bytes: usize,
         limit: Option<Limit>,
@@ -46,7 +46,7 @@ impl Partition {
             limit,
             random: Random::from_system(),
             num_evicted: 0,
-            replaced: (serves_devices && limit.is_none()).then(Vec::new),
+            replaced: serves_devices.then(Vec::new),
         })
     }
 

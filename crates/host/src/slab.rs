@@ -129,7 +129,8 @@ impl Arena {
             return Err(Error::new(
                 ErrorKind::OutOfMemory,
                 format!(
-                    "{num_bytes} more bytes for rows cannot be pinned; GPUs read the table's rows by themselves"
+                    "{num_bytes} more bytes for rows cannot be pinned, and GPUs read the table's rows by themselves: raise \
+                     `ulimit -l` or free host memory"
                 ),
             ));
         }

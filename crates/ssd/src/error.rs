@@ -22,7 +22,10 @@ pub(crate) fn table_storage(what: &str, path: &Path, table: &str, cause: rocksdb
 pub(crate) fn read_only(what: &str, path: &Path) -> Error {
     Error::new(
         ErrorKind::Unsupported,
-        format!("cannot {what}: the database was opened with \"read_only\": true in persistent_db"),
+        format!(
+            "cannot {what}: the database was opened with \"read_only\": true in persistent_db; open it with \"read_only\": \
+             false to write"
+        ),
     )
     .at("database", path.display())
 }

@@ -183,6 +183,7 @@ fn two_configurations_share_one_database_and_read_only_serves_without_writing() 
     let rows = hps_core::Rows::new(&rows, 32).unwrap();
     let error = read_only.store.insert(hps_core::TableId(0), &[1], rows).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("\"read_only\": false"), "{error}");
     deployment.check(&read_only, 0, &keys());
 }
 
