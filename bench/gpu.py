@@ -17,9 +17,9 @@ What is measured, by name (see --rows):
 Every section but `host` compares all floats of its answers with what the rows should be. Times are
 medians: `t_us` of calls enqueued back to back, each between two events (mixed, nve, latency: each
 queued behind other work, the host waiting after each); `g1_us` of graphs of one call; `g16_us` of a
-call in a graph of 16. `x F.emb` above 1 means faster. `of bound` compares with a copy that moves
-key, probe and row, at the copy bandwidth of this run. The insertion of missed rows by itself is not
-measured here: it cannot be called from Python.
+call in a graph of 16. `spread`, behind a time: how far the medians of five groups of its calls, one
+after the other, lie apart, in percent. `x F.emb` above 1 means faster. `of bound` compares with a
+copy that moves key, probe and row, at the copy bandwidth of this run.
 """
 
 from __future__ import annotations
@@ -212,10 +212,13 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     check_generator(["cuda"])
     device = torch.device("cuda", torch.cuda.current_device())
-    bandwidth = copy_bandwidth(device)
+    bandwidth, bandwidth_spread = copy_bandwidth(device)
     torch.cuda.empty_cache()
     about["copy_bytes_per_s"] = f"{bandwidth:.4g}"
-    print(f"copy within GPU memory: {bandwidth / 1e12:.3f} TB/s, read and written")
+    print(
+        f"copy within GPU memory: {bandwidth / 1e12:.3f} TB/s, read and written"
+        f" (spread {bandwidth_spread:.1f} %)"
+    )
 
     report = Report()
     with tempfile.TemporaryDirectory(prefix="hps-bench-", dir=arguments.dir) as home:
