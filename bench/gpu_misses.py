@@ -33,7 +33,7 @@ MIN_SETTLING, MAX_SETTLING, PAUSE_S = 3, 20, 0.1
 #: Percent of the keys by which a cache that still fills finds more than some steps before.
 PROGRESS = 0.1
 COLUMNS = (
-    *("system", "drawn", "dim", "rows", "keys", "age_s", "settling", "t_us", "spread", "p99_us"),
+    *("system", "dim", "rows", "keys", "age_s", "settling", "t_us", "spread", "p99_us"),
     *("queued_us", "queued_spread", "gkeys", "hit", "hit_min", "ideal", "missed", "missed_rate"),
     *("on_ssd", "ratio", "check"),
 )

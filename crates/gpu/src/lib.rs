@@ -67,6 +67,8 @@ mod driver;
 mod fetch;
 mod geometry;
 #[cfg(test)]
+mod gpu_bench;
+#[cfg(test)]
 mod gpu_tests;
 pub mod images;
 mod inserter;

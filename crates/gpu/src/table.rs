@@ -295,6 +295,12 @@ impl GpuTable {
         ))
     }
 
+    /// Sums of all modifications of the cache, or of the whole table.
+    #[cfg(test)]
+    pub(crate) fn results(&self, device: &Device, stream: &Stream) -> Result<abi::HpsModifyResults> {
+        self.first.results(device, stream)
+    }
+
     /// Rows in GPU memory, or in the host memory of a table that has no cache.
     pub(crate) fn num_rows(&self, device: &Device, stream: &Stream) -> Result<u64> {
         Ok(rows_held(&self.first.results(device, stream)?))
