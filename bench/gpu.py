@@ -13,13 +13,16 @@ What is measured, by name (see --rows):
   updates   the same while another thread overwrites a million rows per second
   latency   2,000 keys, with the host's wall time
   tables    26 layers one after the other
+  insert    missed rows into a dynamic cache, by themselves; needs build/gpu-tests/hps_gpu
 
-Every section but `host` compares all floats of its answers with what the rows should be. Times are
-medians: `t_us` of calls enqueued back to back, each between two events (mixed, nve, latency: each
-queued behind other work, the host waiting after each); `g1_us` of graphs of one call; `g16_us` of a
-call in a graph of 16. `x F.emb` above 1 means faster. `of bound` compares with a copy that moves
-key, probe and row, at the copy bandwidth of this run. The insertion of missed rows by itself is not
-measured here: it cannot be called from Python.
+Every section but `host` compares all floats of its answers with what the rows should be; `insert`
+those of a sample of the rows that it finds in the cache after. Times are medians: `t_us` of calls
+enqueued back to back, each between two events (mixed, nve, latency, insert: each queued behind
+other work, the host waiting after each); `g1_us` of graphs of one call; `g16_us` of a call in a
+graph of 16. `spread`, behind a time: how far the medians of five groups of its calls, one after the
+other, lie apart, in percent. `x F.emb` above 1 means faster. `of bound` compares with a copy that
+moves key, probe and row, at the copy bandwidth of this run. `after_s`: how long the store was open
+before the first timed step; `extra`: steps until its cache had settled.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from functools import partial
 from pathlib import Path
 
 import gpu_hits
+import gpu_insert
 import gpu_misses
 import gpu_updates
 import gpu_workload as workload
@@ -61,6 +65,7 @@ OF_ITS_OWN: dict[str, Callable[[gpu_hits.Bench], None]] = {
     "ssd": gpu_misses.ssd,
     "latency": gpu_misses.latency,
     "tables": gpu_misses.many_tables,
+    "insert": gpu_insert.insert,
 }
 NEEDED_DIM = {"sizes": 32, "nve": 128}
 SECTIONS = (*OF_A_DIM, *OF_ITS_OWN)
@@ -212,10 +217,13 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     check_generator(["cuda"])
     device = torch.device("cuda", torch.cuda.current_device())
-    bandwidth = copy_bandwidth(device)
+    bandwidth, bandwidth_spread = copy_bandwidth(device)
     torch.cuda.empty_cache()
     about["copy_bytes_per_s"] = f"{bandwidth:.4g}"
-    print(f"copy within GPU memory: {bandwidth / 1e12:.3f} TB/s, read and written")
+    print(
+        f"copy within GPU memory: {bandwidth / 1e12:.3f} TB/s, read and written"
+        f" (spread {bandwidth_spread:.1f} %)"
+    )
 
     report = Report()
     with tempfile.TemporaryDirectory(prefix="hps-bench-", dir=arguments.dir) as home:

@@ -9,13 +9,24 @@ from pathlib import Path
 import gpu_workload as workload
 import torch
 import torch.nn.functional as functional
-from gpu_measure import Report, Times, checked, host_us, measure, speed, wrong_rows
+from gpu_measure import (
+    GROUPS,
+    Call,
+    Report,
+    Times,
+    checked,
+    host_us,
+    measure,
+    speed,
+    spread,
+    wrong_rows,
+)
 from gpu_store import Store, Stores, Table
 
 SIZES = (1024, 16384, 65536, 1048576)
 COLUMNS = (
-    *("system", "drawn", "dim", "keys", "t_us", "g1_us", "g16_us", "gkeys", "gbytes"),
-    *("g16_gkeys", "g16_gbytes", "hit", "ratio", "g16_ratio", "bound", "check"),
+    *("system", "drawn", "dim", "keys", "t_us", "spread", "g1_us", "g1_spread", "g16_us"),
+    *("g16_spread", "gkeys", "gbytes", "g16_gkeys", "hit", "ratio", "g16_ratio", "bound", "check"),
 )
 
 
@@ -65,9 +76,7 @@ class Bench:
                 dim=table.dim,
                 rows=items,
                 keys=size,
-                t_us=times.t_us,
-                g1_us=times.g1_us,
-                g16_us=times.g16_us,
+                **times.columns(),
                 **speed(size, table.dim, times.t_us),
                 **speed(size, table.dim, times.g16_us, "g16_"),
             )
@@ -100,14 +109,12 @@ def hit_row(
         dim=dim,
         rows=items,
         keys=size,
-        t_us=times.t_us,
-        g1_us=times.g1_us,
-        g16_us=times.g16_us,
         hit=None if hit_rate is None else 100 * hit_rate,
         ratio=base.t_us / times.t_us,
         g16_ratio=base.g16_us / times.g16_us if graphs else None,
         bound=bench.bound_us(size, dim, probe) / times.kernel_us,
         wrong=wrong + times.wrong,
+        **times.columns(),
         **speed(size, dim, times.t_us),
         **speed(size, dim, times.g16_us, "g16_"),
     )
@@ -173,7 +180,8 @@ class Plain(torch.nn.Module):
 def host(bench: Bench, table: Table) -> None:
     """What a call of 1,024 keys costs the host: enqueued back to back, nobody waits."""
     bench.report.begin(
-        *("host", "system", "dim", "keys", "host_us", "script_us", "ratio", "script_ratio")
+        *("host", "system", "dim", "keys", "host_us", "host_spread", "script_us", "script_spread"),
+        *("ratio", "script_ratio"),
     )
     store = bench.stores.open("static", 1.0, table.files(table.cached))
     weight = table.resident[: table.cached]
@@ -183,13 +191,17 @@ def host(bench: Bench, table: Table) -> None:
     layer = torch.jit.script(store.layer())
     eager: dict[str, list[float]] = {"F.embedding": [], "static": []}
     scripted: dict[str, list[float]] = {"F.embedding": [], "static": []}
-    for _ in range(3):  # they take turns
+
+    def turn(call: Call, batches: list[torch.Tensor]) -> float:
+        return statistics.median(host_us(call, batches, rounds=3))
+
+    for _ in range(GROUPS):  # they take turns
         eager["F.embedding"].append(
-            host_us(lambda batch: functional.embedding(batch, weight), positions)
+            turn(lambda batch: functional.embedding(batch, weight), positions)
         )
-        eager["static"].append(host_us(store.lookup, batches))
-        scripted["F.embedding"].append(host_us(plain, positions))
-        scripted["static"].append(host_us(layer, batches))
+        eager["static"].append(turn(store.lookup, batches))
+        scripted["F.embedding"].append(turn(plain, positions))
+        scripted["static"].append(turn(layer, batches))
     base, base_script = (statistics.median(t["F.embedding"]) for t in (eager, scripted))
     for system in eager:
         ours, ours_script = (statistics.median(t[system]) for t in (eager, scripted))
@@ -201,7 +213,9 @@ def host(bench: Bench, table: Table) -> None:
             dim=table.dim,
             keys=1024,
             host_us=ours,
+            host_spread=spread(eager[system]),
             script_us=ours_script,
+            script_spread=spread(scripted[system]),
             **ratios,
         )
 

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ Call = Callable[[Any], Any]
 
 #: Calls of one cell that are enqueued back to back.
 QUEUED = 64
+#: Groups of a cell's calls, of which each has a median.
+GROUPS = 5
 #: Clock cycles that keep a GPU busy for about 0.2 ms, while the host enqueues what is measured.
 SPACER_CYCLES = 350_000
 
@@ -43,13 +46,33 @@ def checked(call: Call, keys: torch.Tensor, dim: int) -> int:
     return wrong_rows(call(keys), keys)
 
 
+def spread(
+    times: Sequence[float], middle: Callable[[Sequence[float]], float] = statistics.median
+) -> float:
+    """How far the medians of groups of calls lie apart, in percent of the median of all.
+
+    Groups follow each other in time, so that what changes while a cell is measured shows as well as
+    noise. There are at least as many calls as groups. `middle` may be another mean.
+    """
+    count = len(times)
+    ends = [count * i // GROUPS for i in range(GROUPS + 1)]
+    middles = [middle(times[start:end]) for start, end in pairwise(ends)]
+    return 100 * (max(middles) - min(middles)) / middle(times)
+
+
 @dataclass
 class Times:
-    """Medians of one cell: on a stream, in graphs of one call, in a graph of all batches' calls."""
+    """Medians of one cell: on a stream, in graphs of one call, in a graph of all batches' calls.
+
+    Each with its spread, in percent.
+    """
 
     t_us: float
+    t_spread: float
     g1_us: float | None = None
+    g1_spread: float | None = None
     g16_us: float | None = None
+    g16_spread: float | None = None
     #: Wrong rows, of the results in graphs.
     wrong: int = 0
     #: Why there are no graphs.
@@ -59,6 +82,17 @@ class Times:
     def kernel_us(self) -> float:
         """The best estimate of the GPU's own time."""
         return self.t_us if self.g16_us is None else self.g16_us
+
+    def columns(self) -> dict[str, float | None]:
+        """Of a row of the report."""
+        return {
+            "t_us": self.t_us,
+            "spread": self.t_spread,
+            "g1_us": self.g1_us,
+            "g1_spread": self.g1_spread,
+            "g16_us": self.g16_us,
+            "g16_spread": self.g16_spread,
+        }
 
 
 def pairs(count: int) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
@@ -134,7 +168,8 @@ def measure(
     """
     for batch in batches:
         call(batch)
-    times = Times(statistics.median(queued(call, batches)))
+    on_stream = queued(call, batches)
+    times = Times(statistics.median(on_stream), spread(on_stream))
     stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream())
     try:
@@ -148,21 +183,23 @@ def measure(
         times.no_graph = str(error).strip().splitlines()[0]
         return times
     replay(singles, len(singles))
-    times.g1_us = statistics.median(replay(singles, QUEUED))
+    alone = replay(singles, QUEUED)
+    times.g1_us, times.g1_spread = statistics.median(alone), spread(alone)
     if check:
         result.view(torch.int32).fill_(-1)
     replay([whole], 2)
     if check:
         times.wrong = wrong_rows(result, batches[-1])
-    count = 12 if times.t_us >= 200 else 50
-    times.g16_us = statistics.median(replay([whole], count)) / len(batches)
+    together = replay([whole], 15 if times.t_us >= 200 else 50)
+    times.g16_us = statistics.median(together) / len(batches)
+    times.g16_spread = spread(together)
     del singles, whole, result
     torch.cuda.empty_cache()
     return times
 
 
-def host_us(call: Call, batches: Sequence[Any], calls: int = 500, rounds: int = 7) -> float:
-    """Host time of a call among calls that are enqueued without waiting; median of rounds."""
+def host_us(call: Call, batches: Sequence[Any], calls: int = 500, rounds: int = 7) -> list[float]:
+    """Host time of a call among calls that are enqueued without waiting, in each round."""
     times = []
     for _ in range(rounds + 2):
         torch.cuda.synchronize()
@@ -171,15 +208,15 @@ def host_us(call: Call, batches: Sequence[Any], calls: int = 500, rounds: int = 
             call(batches[i % len(batches)])
         times.append((time.perf_counter() - started) / calls * 1e6)
         torch.cuda.synchronize()
-    return statistics.median(times[2:])
+    return times[2:]
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read and written, of a copy within GPU memory."""
+def copy_bandwidth(device: torch.device) -> tuple[float, float]:
+    """Bytes per second, read and written, of a copy within GPU memory; and the spread."""
     source = torch.zeros(1 << 29, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    times = queued(target.copy_, [source], 20)
-    return 2 * source.nbytes / (statistics.median(times[4:]) * 1e-6)
+    times = queued(target.copy_, [source], 24)[4:]
+    return 2 * source.nbytes / (statistics.median(times) * 1e-6), spread(times)
 
 
 #: Name: header, width (negative: to the left), format.
@@ -189,16 +226,26 @@ COLUMNS: dict[str, tuple[str, int, str]] = {
     "dim": ("dim", 4, "d"),
     "rows": ("rows", 11, ",d"),
     "keys": ("keys", 9, ",d"),
+    # A spread stands behind the time that it is of.
     "t_us": ("t_us", 9, ".2f"),
+    "spread": ("spread", 6, ".1f"),
     "g1_us": ("g1_us", 9, ".2f"),
+    "g1_spread": ("spread", 6, ".1f"),
     "g16_us": ("g16_us", 9, ".2f"),
+    "g16_spread": ("spread", 6, ".1f"),
     "queued_us": ("queued_us", 9, ".2f"),
+    "queued_spread": ("spread", 6, ".1f"),
+    "age_s": ("after_s", 7, ".1f"),
+    "settling": ("extra", 5, "d"),
     "p99_us": ("p99_us", 9, ".2f"),
     "wall_us": ("wall_us", 9, ".2f"),
+    "wall_spread": ("spread", 6, ".1f"),
     "wall_p99_us": ("w_p99_us", 9, ".2f"),
     "over_empty_us": ("-empty", 8, ".2f"),
     "host_us": ("host_us", 8, ".2f"),
+    "host_spread": ("spread", 6, ".1f"),
     "script_us": ("script_us", 9, ".2f"),
+    "script_spread": ("spread", 6, ".1f"),
     "gkeys": ("Gkeys/s", 8, ".3f"),
     "gbytes": ("GB/s", 7, ".1f"),
     "g16_gkeys": ("g16 Gk/s", 8, ".3f"),
@@ -209,12 +256,17 @@ COLUMNS: dict[str, tuple[str, int, str]] = {
     "on_ssd": ("on SSD", 8, ",.0f"),
     "missed": ("missed", 9, ",.0f"),
     "missed_rate": ("M missed/s", 10, ".1f"),
+    "offered": ("offered", 9, ",.0f"),
+    "added": ("added", 9, ",.0f"),
+    "offered_mb": ("offered MB", 10, ".2f"),
+    "added_mb": ("added MB", 8, ".2f"),
     "ratio": ("x F.emb", 8, ".2f"),
     "g16_ratio": ("g16 x F.emb", 11, ".2f"),
     "script_ratio": ("x scripted", 10, ".2f"),
     "bound": ("of bound", 8, ".3f"),
     "check": ("check", -10, ""),
     "alone_us": ("alone_us", 9, ".1f"),
+    "alone_spread": ("spread", 6, ".1f"),
     "rows_per_s": ("rows/s", 11, ",.0f"),
     "slower": ("slower", 7, ".1%"),
 }

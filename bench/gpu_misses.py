@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import gpu_workload as workload
 import torch
@@ -20,14 +21,21 @@ from gpu_measure import (
     poison,
     queued,
     speed,
+    spread,
     wrong_rows,
 )
 from gpu_store import Store, Table
 
 UNTIMED, TIMED = 8, 50
+#: Steps after those that are not timed, until the cache has settled; and the pause after each, in
+#: which it takes in the rows that were missed.
+MIN_SETTLING, MAX_SETTLING, PAUSE_S = 3, 20, 0.1
+#: Percent of the keys by which a cache that still fills finds more than some steps before.
+PROGRESS = 0.1
 COLUMNS = (
-    *("system", "drawn", "dim", "rows", "keys", "t_us", "p99_us", "queued_us", "gkeys", "gbytes"),
-    *("hit", "hit_min", "ideal", "missed", "missed_rate", "on_ssd", "ratio", "check"),
+    *("system", "dim", "rows", "keys", "age_s", "settling", "t_us", "spread", "p99_us"),
+    *("queued_us", "queued_spread", "gkeys", "hit", "hit_min", "ideal", "missed", "missed_rate"),
+    *("on_ssd", "ratio", "check"),
 )
 
 
@@ -48,6 +56,74 @@ def steps_us(call: Callable[[torch.Tensor], object], batches: list[torch.Tensor]
     return times
 
 
+class Step(NamedTuple):
+    """One lookup, its time and what the cache had of it, in percent."""
+
+    us: float
+    hit: float
+    #: What a cache of the hottest rows would have had.
+    ideal: float
+    #: Seconds since the store was opened.
+    age_s: float
+
+
+class Steps:
+    """Looks up one batch after the other."""
+
+    def __init__(self, store: Store, table: Table) -> None:
+        self._store, self._table = store, table
+        self.rows: torch.Tensor | None = None
+        self._counts = store.counts()
+
+    def take(self, ranks: torch.Tensor, keys: torch.Tensor) -> Step:
+        """The rows are in `rows` until the next step."""
+        self.rows = None
+        age_s = self._store.age_s
+
+        def look_up(batch: torch.Tensor) -> None:
+            self.rows = self._store.lookup(batch)
+
+        us = steps_us(look_up, [keys])[0]
+        before, self._counts = self._counts, self._store.counts()
+        hit = self._counts.since(before).hit_rate or 0.0
+        ideal = float((ranks < self._table.cached).double().mean())
+        return Step(us, 100 * hit, 100 * ideal, age_s)
+
+
+def settle(steps: Steps, table: Table, draw: Callable[[int], torch.Tensor], first: int) -> int:
+    """Looks up further batches until the cache finds no more of them; returns how many.
+
+    Draws differ, so that each is compared with what a cache of the hottest rows would find.
+    """
+    short: list[float] = []
+    while len(short) < MAX_SETTLING:
+        ranks = draw(first + len(short))
+        step = steps.take(ranks, table.keys[ranks])
+        short.append(step.ideal - step.hit)
+        time.sleep(PAUSE_S)
+        if len(short) >= MIN_SETTLING and short[-1] > short[-MIN_SETTLING] - PROGRESS:
+            break
+    return len(short)
+
+
+def tell_outliers(steps: list[Step], most: int = 5) -> None:
+    """Prints the steps that took much longer than others, or of which the cache had much less."""
+    usual_us = statistics.median(step.us for step in steps)
+    usual_short = statistics.median(step.ideal - step.hit for step in steps)
+    outliers = [
+        (number, step)
+        for number, step in enumerate(steps)
+        if step.us > 1.5 * usual_us or step.ideal - step.hit > usual_short + 1
+    ]
+    for number, step in sorted(outliers, key=lambda outlier: -outlier[1].us)[:most]:
+        print(
+            f"    step {number} of {len(steps)}: {step.us:,.1f} us, {step.hit:.2f} % found (a cache"
+            f" of the hottest rows: {step.ideal:.2f} %), {step.age_s:.3f} s after opening"
+        )
+    if len(outliers) > most:
+        print(f"    {len(outliers)} such steps")
+
+
 def missing_row(
     bench: Bench,
     store: Store,
@@ -65,7 +141,7 @@ def missing_row(
         drawn: Names the draw.
         draw: The ranks of a step.
         counts: Steps that are not timed, then those that are. As many follow that are enqueued
-            back to back.
+            back to back. Between the first two, the cache settles.
     """
     untimed, timed = counts
     dim = table.dim
@@ -74,25 +150,25 @@ def missing_row(
     keys = [table.keys[part] for part in ranks]
     wrong = checked(store.lookup, keys[0], dim)
     steps_us(store.lookup, keys[1:untimed])
-    before = now = store.counts()
+    steps = Steps(store, table)
+    settling = settle(steps, table, draw, len(ranks))
+    before = store.counts()
     last = untimed + timed - 1
-    times: list[float] = []
-    hit_rates: list[float] = []
-    results: list[torch.Tensor] = []
+    taken: list[Step] = []
     for step in range(untimed, last + 1):
         if step == last:  # checked, too
+            steps.rows = None
             poison(size, dim, bench.device)
-        results.clear()
-        times += steps_us(lambda batch: results.append(store.lookup(batch)), keys[step : step + 1])
-        then, now = now, store.counts()
-        hit_rates.append(now.since(then).hit_rate or 0.0)
-    served = now.since(before)
-    wrong += wrong_rows(results.pop(), keys[last])
+        taken.append(steps.take(ranks[step], keys[step]))
+    served = store.counts().since(before)
+    wrong += wrong_rows(steps.rows, keys[last])
+    steps.rows = None
     back_to_back = queued(store.lookup, keys[last + 1 :], timed)
     weight = table.resident
     base = steps_us(lambda batch: functional.embedding(batch, weight), ranks[: untimed + timed])
-    ideal = statistics.fmean(float((part < table.cached).double().mean()) for part in ranks)
-    t_us, base_us = statistics.median(times), statistics.median(base[untimed:])
+    base = base[untimed:]
+    times = [step.us for step in taken]
+    t_us, base_us = statistics.median(times), statistics.median(base)
     missed = (served.keys - served.gpu) / timed
     bench.report.row(
         system="F.embedding",
@@ -101,7 +177,8 @@ def missing_row(
         rows=table.rows,
         keys=size,
         t_us=base_us,
-        p99_us=percentile(base[untimed:], 0.99),
+        spread=spread(base),
+        p99_us=percentile(base, 0.99),
         **speed(size, dim, base_us),
     )
     bench.report.row(
@@ -110,13 +187,17 @@ def missing_row(
         dim=dim,
         rows=table.rows,
         keys=size,
+        age_s=taken[0].age_s,
+        settling=settling,
         t_us=t_us,
+        spread=spread(times),
         p99_us=percentile(times, 0.99),
         # From the first start to the last end would count the host's time of the first call.
         queued_us=statistics.fmean(back_to_back),
+        queued_spread=spread(back_to_back, statistics.fmean),
         hit=100 * (served.hit_rate or 0.0),
-        hit_min=100 * min(hit_rates),
-        ideal=100 * ideal,
+        hit_min=min(step.hit for step in taken),
+        ideal=statistics.fmean(step.ideal for step in taken),
         missed=missed,
         on_ssd=served.ssd / timed,
         missed_rate=missed / t_us,
@@ -124,6 +205,7 @@ def missing_row(
         wrong=wrong,
         **speed(size, dim, t_us),
     )
+    tell_outliers(taken)
 
 
 def mixed(bench: Bench, table: Table) -> None:
@@ -175,8 +257,8 @@ def nve(bench: Bench, table: Table) -> None:
 
 def latency(bench: Bench) -> None:
     """HPS's profiling example: 2,000 keys, alpha 1.2, 630,000 rows of dim 16; 10 % cached here."""
-    columns = ("system", "drawn", "dim", "rows", "keys", "t_us", "p99_us", "wall_us", "wall_p99_us")
-    columns = (*columns, "over_empty_us", "hit", "ratio", "check")
+    columns = ("system", "drawn", "dim", "rows", "keys", "t_us", "spread", "p99_us", "wall_us")
+    columns = (*columns, "wall_spread", "wall_p99_us", "over_empty_us", "hit", "ratio", "check")
     bench.report.begin("latency", *columns)
     table = Table("latency", 630_000, 16, bench.home, bench.device)
     size, untimed, rounds = 2_000, 100, 1_000
@@ -226,8 +308,10 @@ def latency(bench: Bench) -> None:
                     rows=table.rows,
                     keys=size,
                     t_us=t_us,
+                    spread=spread(gpus[system]),
                     p99_us=percentile(gpus[system], 0.99),
                     wall_us=medians[system],
+                    wall_spread=spread(walls[system]),
                     wall_p99_us=percentile(walls[system], 0.99),
                     over_empty_us=medians[system] - medians["empty kernel"],
                     hit=100 * (served.hit_rate or 0.0) if ours else None,
@@ -241,8 +325,9 @@ def latency(bench: Bench) -> None:
 
 def many_tables(bench: Bench) -> None:
     """26 layers one after the other, 1,024 keys each, dim 64, against 26 calls of F.embedding."""
-    columns = ("system", "dim", "rows", "keys", "t_us", "g1_us", "g16_us", "gkeys", "gbytes")
-    columns = (*columns, "g16_gkeys", "host_us", "hit", "ratio", "g16_ratio", "check")
+    columns = ("system", "dim", "rows", "keys", "t_us", "spread", "g1_us", "g1_spread", "g16_us")
+    columns = (*columns, "g16_spread", "gkeys", "g16_gkeys", "host_us", "host_spread", "hit")
+    columns = (*columns, "ratio", "g16_ratio", "check")
     bench.report.begin("tables", *columns)
     count, rows, dim, size = 26, 100_000, 64, 1024
     tables = [Table(f"many{i}", rows, dim, bench.home, bench.device) for i in range(count)]
@@ -278,18 +363,18 @@ def many_tables(bench: Bench) -> None:
             ("26 LookupLayers, static", times, ours, keys),
         ):
             mine = found is times
+            on_host = host_us(call, batches, calls=50)
             ratios = {"ratio": base.t_us / times.t_us, "g16_ratio": base.g16_us / times.g16_us}
             bench.report.row(
                 system=system,
                 dim=dim,
                 rows=count * rows,
                 keys=count * size,
-                t_us=found.t_us,
-                g1_us=found.g1_us,
-                g16_us=found.g16_us,
-                host_us=host_us(call, batches, calls=50),
+                host_us=statistics.median(on_host),
+                host_spread=spread(on_host),
                 hit=100 * hit_rate if mine else None,
                 wrong=wrong if mine else None,
+                **found.columns(),
                 **(ratios if mine else {}),
                 **speed(count * size, dim, found.t_us),
                 **speed(count * size, dim, found.g16_us, "g16_"),

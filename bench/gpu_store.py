@@ -213,13 +213,19 @@ class Store:
         path.write_text(json.dumps(plan.config(), indent=1))
         started = time.perf_counter()
         hps_torch.open(path)
+        self._opened = time.perf_counter()
         rows = sum(rows for _, rows, _ in plan.tables)
         print(
             f"  opened {plan.kind}, {rows:,} rows in {len(plan.tables)} table(s)"
             + (f", {plan.share:.0%} cached" if plan.kind != "static" else "")
-            + f", in {time.perf_counter() - started:.1f} s",
+            + f", in {self._opened - started:.1f} s",
             flush=True,
         )
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was opened."""
+        return time.perf_counter() - self._opened
 
     def lookup(self, keys: torch.Tensor, table: int = 0) -> torch.Tensor:
         return torch.ops.hps.lookup(keys, self.path, MODEL, table, self.plan.tables[table][2])

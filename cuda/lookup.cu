@@ -206,6 +206,7 @@ HPS_DEVICE void lookup(const HpsLookup& p, uint32_t block) {
   if (!is_done) {
     found = read_carefully<kMode, Vec, kLanes, kKeys>(p, key, is_key, out);
     count(p, warp, found, is_counted, 1);
+    finish_use(p.first, found.slot, start_use(p.first, found.slot, is_counted && found.where == kFirst, dice(position)));
   }
 
   if (p.misses.word != 0) {

@@ -3,9 +3,10 @@
 // Launches on one table follow each other on one stream; lookups may run at any time (set_table.cuh). Lanes 0 to 15 of a warp
 // look at the slots of the key's first set, lanes 16 to 31 at those of its second.
 //
-// Who is evicted: a row with the fewest marks among both sets, chosen at random. A row that was used (any mark) only goes with
-// the chance `evict_proven`, so that keys which are asked for once do not push out those in use; and with the chance `forget`
-// one row loses a mark, so that rows which were used long ago become like new ones.
+// Who is evicted: a row with the fewest marks among both sets, chosen at random. A row that was used (one mark) only goes with
+// the chance `evict_proven`, so that keys which are asked for once do not push out those in use. A row in steady use (both marks)
+// does not go: with that chance, and with the chance `forget` whatever the marks, one row loses a mark, which lookups give back if
+// it is still used. So rows that were used long ago become like new ones, and the hottest stay.
 #include "include/marks.cuh"
 #include "include/set_lock.cuh"
 
@@ -199,9 +200,10 @@ HPS_DEVICE int displace(const HpsModify& p, const Slot& mine, const Place& of_ne
   return -1;
 }
 
-// With some chance one row of a full set loses a mark.
+// With some chance one row of full sets loses a mark.
 HPS_DEVICE void forget(const HpsModify& p, const Slot& mine, uint32_t random) {
-  if ((random >> 15 & 1023u) >= p.forget) return;
+  const bool all_in_use = __all_sync(kWholeWarp, !mine.is_there || mine.mark == 3);
+  if ((random >> 15 & 1023u) >= p.forget + (all_in_use ? p.evict_proven : 0)) return;
   if (lane_id() == (random >> 25 & 31u) && mine.is_there && mine.mark != 0) {
     atomicAnd(pointer<uint32_t>(p.table.marks) + mine.slot / HPS_WAYS,
               ~((mine.mark ^ mine.mark >> 1) << (HPS_MARK_BITS * (mine.slot % HPS_WAYS))));
@@ -210,14 +212,10 @@ HPS_DEVICE void forget(const HpsModify& p, const Slot& mine, uint32_t random) {
 
 // The lane of the row that has to go for a new one, or -1 if none should.
 HPS_DEVICE int victim_lane(const HpsModify& p, const Slot& mine, uint32_t random) {
-  const uint32_t there = __ballot_sync(kWholeWarp, mine.is_there);
   const uint32_t unused = __ballot_sync(kWholeWarp, mine.is_there && mine.mark == 0);
   const uint32_t seldom = __ballot_sync(kWholeWarp, mine.is_there && mine.mark == 1);
-  uint32_t candidates = unused;
-  if (candidates == 0) {
-    if ((random & 1023u) >= p.evict_proven) return -1;
-    candidates = seldom != 0 ? seldom : there;
-  }
+  if (unused == 0 && (seldom == 0 || (random & 1023u) >= p.evict_proven)) return -1;
+  const uint32_t candidates = unused != 0 ? unused : seldom;
   // The first one from a random lane on.
   const uint32_t from_start = candidates & ~((1u << (random >> 10 & 31u)) - 1u);
   return __ffs(static_cast<int>(from_start != 0 ? from_start : candidates)) - 1;
@@ -270,6 +268,9 @@ HPS_DEVICE bool modify_locked(const HpsModify& p, uint32_t random, uint64_t key,
   return true;
 }
 
+// How often a row for a cache comes back to sets that others have locked.
+constexpr uint32_t kInsertAttempts = 16;
+
 // One key, by a whole warp.
 template <int kMode>
 HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) {
@@ -312,7 +313,17 @@ HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) 
 
   // Rows on the way to their other set, and sets that others have locked, may leave no room for a moment.
   for (uint32_t attempt = 1;; ++attempt) {
-    const uint32_t version = lock_sets(table, place);
+    uint32_t version;
+    if (p.mode != HPS_INSERT_IF_ABSENT) {
+      version = lock_sets(table, place);
+    } else if (!try_lock_sets(table, place, version)) {
+      // Likely by a warp that brings the same key: of the hottest one, thousands may. Nobody queues for a lock, only to find that
+      // there is nothing left to do; and a key that is not brought now will be asked for again.
+      if (attempt == kInsertAttempts) return;
+      pause(attempt);
+      if (__any_sync(kWholeWarp, holds<kMode>(table, place, look(table, place), key))) return;
+      continue;
+    }
     const bool is_done = modify_locked<kMode>(p, random, key, place, from, start, attempt >= p.displace, totals);
     unlock_sets(table, place, version);
     if (is_done) return;

@@ -18,8 +18,26 @@ HPS_DEVICE void pause(uint32_t attempt) {
   __nanosleep(most / 2 + (dice(blockIdx.x * blockDim.x + threadIdx.x) >> 16) * most / 65536);
 }
 
-// Locks both sets of a key, for the whole warp. Returns the version before to lane 0 for the first set, to lane 1 for the
-// second.
+// Locks both sets of a key at the same time, if nobody has them, for the whole warp. `version` is the version before, for lane 0 of
+// the first set, for lane 1 of the second.
+HPS_DEVICE bool try_lock_sets(const HpsSetTable& table, const Place& place, uint32_t& version) {
+  const bool locks = lane_id() == 0 || (lane_id() == 1 && place.first != place.second);
+  version = 0;
+  if (locks) version = try_lock_set(table, lane_id() == 0 ? place.first : place.second);
+  if (__any_sync(kWholeWarp, locks && is_locked(version))) {
+    // Given back unchanged: readers that saw it locked go on waiting, others lose nothing.
+    if (locks && !is_locked(version)) {
+      atomicExch(version_of(table, lane_id() == 0 ? place.first : place.second), version);
+    }
+    __syncwarp();
+    return false;
+  }
+  fence();
+  __syncwarp();
+  return true;
+}
+
+// Locks both sets of a key, for the whole warp. Returns the version before, as try_lock_sets.
 //
 // Both at the same time, if nobody has them. Else the lower number first, then the other; who does not get that one gives the
 // first back and comes again. So nobody waits while holding a lock, and of those that try, one always goes on: whoever holds
@@ -28,36 +46,29 @@ HPS_DEVICE void pause(uint32_t attempt) {
 // full, and the room that is left would lie where they cannot go. To try both at once again and again would not end: two warps
 // may each get another one first, for ever.)
 HPS_DEVICE uint32_t lock_sets(const HpsSetTable& table, const Place& place) {
-  const bool locks = lane_id() == 0 || (lane_id() == 1 && place.first != place.second);
-  const uint32_t set = lane_id() == 0 ? place.first : place.second;
-  uint32_t version = 0;
-  if (locks) version = try_lock_set(table, set);
-  if (__any_sync(kWholeWarp, locks && is_locked(version))) {
-    // Given back unchanged: readers that saw it locked go on waiting, others lose nothing.
-    if (locks && !is_locked(version)) atomicExch(version_of(table, set), version);
-    __syncwarp();
-    const uint32_t low_set = min(place.first, place.second);
-    const uint32_t high_set = max(place.first, place.second);
-    uint32_t low = 0;
-    uint32_t high = 0;
-    if (lane_id() == 0) {
-      for (uint32_t attempt = 0;; ++attempt) {
-        if (!is_locked(load_relaxed(version_of(table, low_set)))) {
-          low = try_lock_set(table, low_set);
-          if (!is_locked(low)) {
-            if (low_set == high_set) break;
-            high = try_lock_set(table, high_set);
-            if (!is_locked(high)) break;
-            atomicExch(version_of(table, low_set), low);
-          }
+  uint32_t version;
+  if (try_lock_sets(table, place, version)) return version;
+  const uint32_t low_set = min(place.first, place.second);
+  const uint32_t high_set = max(place.first, place.second);
+  uint32_t low = 0;
+  uint32_t high = 0;
+  if (lane_id() == 0) {
+    for (uint32_t attempt = 0;; ++attempt) {
+      if (!is_locked(load_relaxed(version_of(table, low_set)))) {
+        low = try_lock_set(table, low_set);
+        if (!is_locked(low)) {
+          if (low_set == high_set) break;
+          high = try_lock_set(table, high_set);
+          if (!is_locked(high)) break;
+          atomicExch(version_of(table, low_set), low);
         }
-        pause(attempt);
       }
+      pause(attempt);
     }
-    low = __shfl_sync(kWholeWarp, low, 0);
-    high = __shfl_sync(kWholeWarp, high, 0);
-    version = (lane_id() == 0) == (place.first <= place.second) ? low : high;
   }
+  low = __shfl_sync(kWholeWarp, low, 0);
+  high = __shfl_sync(kWholeWarp, high, 0);
+  version = (lane_id() == 0) == (place.first <= place.second) ? low : high;
   fence();
   __syncwarp();
   return version;

@@ -70,6 +70,16 @@ class Table {
   uint32_t row_bytes() const { return row_bytes_; }
   HpsModifyResults& results() { return results_; }
 
+  // As if a writer was at work all the time, so that lookups read key by key.
+  void seem_written(bool is_written) { writers_.begun = writers_.ended + (is_written ? 1 : 0); }
+
+  // How often sets were locked by writers.
+  uint32_t times_locked() const {
+    uint32_t sum = 0;
+    for (const uint32_t version : versions_) sum += version / 2;
+    return sum;
+  }
+
   // Every key and where its row lies. Nobody may be at work.
   std::map<uint64_t, const char*> contents() const {
     std::map<uint64_t, const char*> all;
@@ -306,12 +316,15 @@ void rows_in_use_stay(int mode, uint64_t seed) {
     if (mark != 0) continue;
     std::vector<uint64_t> hot;
     for (const auto& [key, row] : table.contents()) hot.push_back(key);
+    // Also if they read key by key.
+    table.seem_written(seed % 2 == 0);
     for (uint64_t round = 0; round < 12; ++round) {
       Emulator third(seed + 2 + round);
       const Lookup lookup(table, nullptr, 16, hot);
       lookup.launch(third, mode);
       run(third, what);
     }
+    table.seem_written(false);
     Emulator last(seed + 99);
     Change again(table, HPS_INSERT_IF_ABSENT, std::vector<uint64_t>(keys.begin() + 264, keys.end()), 2);
     again.modify.evict_proven = 0;
@@ -322,6 +335,46 @@ void rows_in_use_stay(int mode, uint64_t seed) {
     const auto stays = [&](uint64_t key) { return left.count(key) == 1; };
     check(std::count_if(hot.begin(), hot.end(), stays) > 50, what + ": rows that were looked up stay");
   }
+}
+
+// A row in steady use is not evicted at once, whatever the chance: first it loses its marks, which lookups could give back.
+void rows_in_steady_use_get_notice(int mode, uint64_t seed) {
+  const std::string what = named("rows in steady use", mode, 16, seed);
+  const std::vector<uint64_t> keys = some_keys(100, mode, seed);
+  Table table(2, mode, 16);
+  Emulator first(seed);
+  Change fill(table, HPS_UPSERT, std::vector<uint64_t>(keys.begin(), keys.begin() + 60), 1);
+  fill.launch(first, mode, 8);
+  run(first, what);
+  check(table.results().added == 32, what + ": the table is full");
+  for (uint32_t number = 0; number < 4; ++number) {
+    Emulator second(seed + number);
+    Change insert(table, HPS_INSERT_IF_ABSENT, {keys[60 + number]}, 2);
+    insert.modify.evict_proven = 1024;
+    insert.modify.forget = 0;
+    insert.launch(second, mode, 1);
+    run(second, what);
+    check(table.results().evicted == (number < 1 ? 0 : number), what + ": a mark goes first, then a row");
+  }
+}
+
+// Of one key that many warps bring to a full cache, one adds it, and the others do not queue for its sets.
+void copies_of_a_key_do_not_queue(int mode, uint64_t seed) {
+  const std::string what = named("copies of a key", mode, 16, seed);
+  const std::vector<uint64_t> keys = some_keys(200, mode, seed);
+  Table table(4, mode, 16);
+  Emulator first(seed);
+  Change fill(table, HPS_UPSERT, std::vector<uint64_t>(keys.begin(), keys.begin() + 100), 1);
+  fill.modify.mark = 0;
+  fill.launch(first, mode, 8);
+  run(first, what);
+  const uint32_t before = table.times_locked();
+  Emulator second(seed);
+  Change insert(table, HPS_INSERT_IF_ABSENT, std::vector<uint64_t>(256, keys[150]), 2);
+  insert.launch(second, mode, 64);
+  run(second, what);
+  check(table.contents().count(keys[150]) == 1, what + ": it is there");
+  check(table.times_locked() - before <= 32, what + ": its sets are locked a few times");
 }
 
 // Rows that a full table has no room for are refused, and nothing is lost for them.
@@ -790,6 +843,8 @@ int main(int argc, char** argv) {
       what_has_no_room_is_refused(mode, seed);
       rows_in_the_way_move_first(mode, seed);
       rows_in_use_stay(mode, seed);
+      rows_in_steady_use_get_notice(mode, seed);
+      copies_of_a_key_do_not_queue(mode, seed);
       a_cache_holds_a_key_once(mode, seed);
       readers_see_whole_rows(mode, seed);
       readers_follow_the_map(mode, seed);

@@ -419,6 +419,23 @@ impl Event {
         Ok(Self { device, event: event as u64 })
     }
 
+    /// The same, for [`Self::us_since`].
+    #[cfg(test)]
+    pub(crate) fn timed(device: &'static Device) -> Result<Self> {
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+            .map_err(|why| device.error("make an event", why))?;
+        Ok(Self { device, event: event as u64 })
+    }
+
+    /// Microseconds between `start` and this event, both of which are timed and have passed.
+    #[cfg(test)]
+    pub(crate) fn us_since(&self, start: &Self) -> Result<f64> {
+        // SAFETY: both events live.
+        unsafe { result::event::elapsed(start.event as sys::CUevent, self.event as sys::CUevent) }
+            .map(|ms| f64::from(ms) * 1e3)
+            .map_err(|why| self.device.error("tell the time between two events", why))
+    }
+
     /// Stands for all work sent to the stream so far.
     pub(crate) fn record(&self, stream: StreamHandle) -> Result<()> {
         // SAFETY: event and stream live.

@@ -68,6 +68,8 @@ mod fetch;
 mod fp8;
 mod geometry;
 #[cfg(test)]
+mod gpu_bench;
+#[cfg(test)]
 mod gpu_row_tests;
 #[cfg(test)]
 mod gpu_tests;

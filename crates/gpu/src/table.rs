@@ -11,8 +11,8 @@ use crate::memory::{DeviceBuffer, PinnedBuffer};
 use crate::plan::{CacheKind, Plan, Reach, TableSettings};
 use crate::set_table::{RowPlace, SetTable, rows_held};
 
-/// Chances, in 1/1024, when a full set is asked to take in a new row: that a row in use goes for it, and that one row loses a
-/// mark. A new row that is never asked for again must not push out one that is; a row whose time has passed must go at last.
+/// Chances, in 1/1024, when full sets are asked to take in a new row: that a row that was used goes for it, and that one row loses a
+/// mark (modify.cu). A new row that is never asked for again must not push out one that is; a row whose time has passed must go at last.
 const EVICT_PROVEN: u32 = 16;
 const FORGET: u32 = 8;
 /// How often room is looked for if other rows are on the move: a table that holds all rows, or a map of them, must find it, a
@@ -306,6 +306,12 @@ impl GpuTable {
                 self.capacity()
             ),
         ))
+    }
+
+    /// Sums of all modifications of the cache, or of the whole table.
+    #[cfg(test)]
+    pub(crate) fn results(&self, device: &Device, stream: &Stream) -> Result<abi::HpsModifyResults> {
+        self.first.results(device, stream)
     }
 
     /// Rows in GPU memory, or in the host memory of a table that has no cache.
