@@ -316,7 +316,7 @@ HPS_DEVICE void modify_key(const HpsModify& p, uint32_t number, Totals& totals) 
     uint32_t version;
     if (p.mode != HPS_INSERT_IF_ABSENT) {
       version = lock_sets(table, place);
-    } else if (!try_lock_sets(table, place, version)) {
+    } else if (!try_lock_sets(table, place, attempt - 1, version)) {
       // Likely by a warp that brings the same key: of the hottest one, thousands may. Nobody queues for a lock, only to find that
       // there is nothing left to do; and a key that is not brought now will be asked for again.
       if (attempt == kInsertAttempts) return;
