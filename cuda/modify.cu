@@ -5,8 +5,8 @@
 //
 // Who is evicted: a row with the fewest marks among both sets, chosen at random. A row that was used (one mark) only goes with
 // the chance `evict_proven`, so that keys which are asked for once do not push out those in use. A row in steady use (both marks)
-// does not go: with that chance, and with the chance `forget` whatever the marks, one row loses a mark, which lookups give back if
-// it is still used. So rows that were used long ago become like new ones, and the hottest stay.
+// does not go: if all rows of both sets are, with that chance, and with the chance `forget` whatever the marks, one row loses a
+// mark, which lookups give back if it is still used. So rows that were used long ago become like new ones, and the hottest stay.
 #include "include/marks.cuh"
 #include "include/set_lock.cuh"
 
@@ -202,7 +202,7 @@ HPS_DEVICE int displace(const HpsModify& p, const Slot& mine, const Place& of_ne
 
 // With some chance one row of full sets loses a mark.
 HPS_DEVICE void forget(const HpsModify& p, const Slot& mine, uint32_t random) {
-  const bool all_in_use = __all_sync(kWholeWarp, !mine.is_there || mine.mark == 3);
+  const bool all_in_use = __all_sync(kWholeWarp, !mine.is_there || mine.mark >= 2);
   if ((random >> 15 & 1023u) >= p.forget + (all_in_use ? p.evict_proven : 0)) return;
   if (lane_id() == (random >> 25 & 31u) && mine.is_there && mine.mark != 0) {
     atomicAnd(pointer<uint32_t>(p.table.marks) + mine.slot / HPS_WAYS,

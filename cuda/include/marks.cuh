@@ -19,10 +19,12 @@ HPS_DEVICE Use start_use(const HpsSetTable& table, uint32_t slot, bool is_used, 
   return use;
 }
 
-// Bits are only added, so it does not matter who is first.
+// Lookups only add bits, so it does not matter which is first. A writer that takes one away meanwhile may leave 10, which counts as
+// 11 does.
 HPS_DEVICE void finish_use(const HpsSetTable& table, uint32_t slot, const Use& use) {
   const uint32_t mark = mark_of(use.marks, slot % HPS_WAYS);
   if (use.is_noted && mark != 3u) {
-    atomicOr(pointer<uint32_t>(table.marks) + slot / HPS_WAYS, (mark << 1 | 1u) << (HPS_MARK_BITS * (slot % HPS_WAYS)));
+    atomicOr(pointer<uint32_t>(table.marks) + slot / HPS_WAYS, ((mark << 1 | 1u) & 3u)
+                                                                   << (HPS_MARK_BITS * (slot % HPS_WAYS)));
   }
 }

@@ -73,6 +73,8 @@ class Table {
   // As if a writer was at work all the time, so that lookups read key by key.
   void seem_written(bool is_written) { writers_.begun = writers_.ended + (is_written ? 1 : 0); }
 
+  std::vector<uint32_t>& marks() { return marks_; }
+
   // How often sets were locked by writers.
   uint32_t times_locked() const {
     uint32_t sum = 0;
@@ -248,6 +250,15 @@ std::string named(const char* what, int mode, uint32_t row_bytes, uint64_t seed)
          ", seed " + std::to_string(seed);
 }
 
+// Adds rows of version 1, as many as there is room for.
+void fill_table(Table& table, std::vector<uint64_t> keys, uint32_t mark, uint64_t seed, const std::string& what) {
+  Emulator emulator(seed);
+  Change fill(table, HPS_UPSERT, std::move(keys), 1);
+  fill.modify.mark = mark;
+  fill.launch(emulator, table.mode(), 8);
+  run(emulator, what);
+}
+
 // Many warps fill a small table that must hold every row, at once.
 void every_key_finds_room(int mode, uint32_t row_bytes, uint64_t seed, Order order) {
   const std::string what = named("every key finds room", mode, row_bytes, seed);
@@ -342,11 +353,10 @@ void rows_in_steady_use_get_notice(int mode, uint64_t seed) {
   const std::string what = named("rows in steady use", mode, 16, seed);
   const std::vector<uint64_t> keys = some_keys(100, mode, seed);
   Table table(2, mode, 16);
-  Emulator first(seed);
-  Change fill(table, HPS_UPSERT, std::vector<uint64_t>(keys.begin(), keys.begin() + 60), 1);
-  fill.launch(first, mode, 8);
-  run(first, what);
+  fill_table(table, std::vector<uint64_t>(keys.begin(), keys.begin() + 60), 3, seed, what);
   check(table.results().added == 32, what + ": the table is full");
+  // 10 is what a race of a lookup with a writer may leave.
+  if (seed % 2 == 0) table.marks()[0] ^= 1u << (HPS_MARK_BITS * 5);
   for (uint32_t number = 0; number < 4; ++number) {
     Emulator second(seed + number);
     Change insert(table, HPS_INSERT_IF_ABSENT, {keys[60 + number]}, 2);
@@ -358,16 +368,35 @@ void rows_in_steady_use_get_notice(int mode, uint64_t seed) {
   }
 }
 
+// A lookup adds marks to the rows that it finds, and to no others.
+void marks_are_those_of_rows_that_were_found(int mode, uint64_t seed) {
+  const std::string what = named("marks", mode, 16, seed);
+  Table table(1, mode, 16);
+  fill_table(table, some_keys(16, mode, seed), 0, seed, what);
+  std::vector<uint64_t> odd;
+  for (const auto& [key, row] : table.contents()) {
+    if ((row - row_of(table.get(), 0, 16)) / 16 % 2 == 1) odd.push_back(key);
+  }
+  check(odd.size() == 8, what + ": half of the slots");
+  for (const uint32_t before : {0u, 0x44444444u, 0x88888888u}) {
+    table.marks()[0] = before;
+    for (uint64_t round = 0; round < 16; ++round) {
+      Emulator emulator(seed + round);
+      const Lookup lookup(table, nullptr, 16, odd);
+      lookup.launch(emulator, mode);
+      run(emulator, what);
+    }
+    check((table.marks()[0] & 0x33333333u) == 0, what + ": rows that nobody asked for have none");
+    check((table.marks()[0] & before) == before && table.marks()[0] != before, what + ": others get more");
+  }
+}
+
 // Of one key that many warps bring to a full cache, one adds it, and the others do not queue for its sets.
 void copies_of_a_key_do_not_queue(int mode, uint64_t seed) {
   const std::string what = named("copies of a key", mode, 16, seed);
   const std::vector<uint64_t> keys = some_keys(200, mode, seed);
   Table table(4, mode, 16);
-  Emulator first(seed);
-  Change fill(table, HPS_UPSERT, std::vector<uint64_t>(keys.begin(), keys.begin() + 100), 1);
-  fill.modify.mark = 0;
-  fill.launch(first, mode, 8);
-  run(first, what);
+  fill_table(table, std::vector<uint64_t>(keys.begin(), keys.begin() + 100), 0, seed, what);
   const uint32_t before = table.times_locked();
   Emulator second(seed);
   Change insert(table, HPS_INSERT_IF_ABSENT, std::vector<uint64_t>(256, keys[150]), 2);
@@ -417,12 +446,7 @@ void readers_see_whole_rows(int mode, uint64_t seed) {
   const std::string what = named("readers", mode, kRowBytes, seed);
   Table table(6, mode, kRowBytes);
   const std::vector<uint64_t> keys = some_keys(60, mode, seed);
-  {
-    Emulator emulator(seed);
-    const Change fill(table, HPS_UPSERT, keys, 1);
-    fill.launch(emulator, mode, 8);
-    run(emulator, what);
-  }
+  fill_table(table, keys, 3, seed, what);
   Emulator emulator(seed + 1);
   const Change update(table, HPS_UPSERT, keys, 2);
   const Change more(table, HPS_UPSERT, some_keys(91, mode, seed), 3);
@@ -642,21 +666,66 @@ struct Fp8Lookup {
   }
 };
 
+// By size and lanes; then by mode.
+constexpr void (*kFp8Kernels[][2])(HpsLookup) = {
+    {lookup_exact_fp8x8_small, lookup_hashed_fp8x8_small},     {lookup_exact_fp8x8_medium, lookup_hashed_fp8x8_medium},
+    {lookup_exact_fp8x8_large, lookup_hashed_fp8x8_large},     {lookup_exact_fp8x32_small, lookup_hashed_fp8x32_small},
+    {lookup_exact_fp8x32_medium, lookup_hashed_fp8x32_medium}, {lookup_exact_fp8x32_large, lookup_hashed_fp8x32_large}};
+
 // Rows of 8-bit floats are read as float32, whatever their length; default rows are copied.
 void rows_of_8_bit_floats(int mode, uint64_t seed) {
   for (const uint32_t dim : {1u, 2u, 5u, 32u, 33u, 130u}) {
     const std::string what = named("8-bit floats", mode, dim, seed);
     const Fp8Lookup of(mode, dim, seed);
     const HpsLookup& p = of.lookup->lookup;
-    Emulator emulator(seed);
-    const bool is_exact = mode == HPS_TAGS_EXACT;
-    if (dim % 2 == 0) {
-      emulator.launch(6, 32, [&] { is_exact ? lookup_exact_fp8x8_small(p) : lookup_hashed_fp8x8_small(p); });
-    } else {
-      emulator.launch(2, 32, [&] { is_exact ? lookup_exact_fp8x32_large(p) : lookup_hashed_fp8x32_large(p); });
+    for (size_t number = 0; number < std::size(kFp8Kernels); ++number) {
+      std::fill(of.lookup->out.begin(), of.lookup->out.end(), uint4{});
+      Emulator emulator(seed + number);
+      // Of more warps than there are keys for, some have nothing to do.
+      emulator.launch(6, 32, [&] { kFp8Kernels[number][mode](p); });
+      run(emulator, what);
+      of.check_rows(what + ", kernel " + std::to_string(number));
     }
-    run(emulator, what);
-    of.check_rows(what);
+  }
+}
+
+// The same beside a writer: the numbers and the scale of a row are of one version.
+void readers_see_whole_rows_of_8_bit_floats(int mode, uint64_t seed) {
+  constexpr uint32_t kDim = 60;
+  const std::string what = named("readers of 8-bit floats", mode, kDim, seed);
+  Table table(6, mode, kDim + 4);
+  const std::vector<uint64_t> keys = some_keys(60, mode, seed);
+  // Every number is 1 or 2, and so is the scale: 1 or 4 when read, but 2 if versions are mixed.
+  const auto change = [&](uint32_t q, float scale) {
+    Change all(table, HPS_UPSERT, keys, 1);
+    const size_t words = kDim / 4 + 1;
+    for (size_t i = 0; i < all.rows.size(); ++i) all.rows[i] = i % words == words - 1 ? __float_as_uint(scale) : q;
+    return all;
+  };
+  const Change first = change(0x38383838, 1), second = change(0x40404040, 2);
+  Emulator before(seed);
+  first.launch(before, mode, 8);
+  run(before, what);
+  Emulator emulator(seed + 1);
+  std::vector<std::unique_ptr<Lookup>> lookups;
+  for (uint32_t i = 0; i < 6; ++i) {
+    std::vector<uint64_t> asked;
+    for (uint32_t j = 0; j < 40; ++j) asked.push_back(keys[scramble(seed ^ i << 8 ^ j) % keys.size()]);
+    lookups.push_back(std::make_unique<Lookup>(table, nullptr, kDim * 4, asked));
+    HpsLookup& p = lookups.back()->lookup;
+    p.row_bytes = kDim + 4;
+    p.is_fp8 = 1;
+    p.default_row |= kPlainRow;
+    emulator.launch(5, 32, [&p, mode, i] { kFp8Kernels[i % std::size(kFp8Kernels)][mode](p); });
+    if (i == 2) second.launch(emulator, mode, 4, writer_delay(seed));
+  }
+  run(emulator, what);
+  for (const auto& lookup : lookups) {
+    const float* numbers = reinterpret_cast<const float*>(lookup->out.data());
+    for (size_t i = 0; i < lookup->keys.size() * kDim; ++i) {
+      check(numbers[i] == numbers[i / kDim * kDim], what + ": a row is torn");
+      check(numbers[i] == 1 || numbers[i] == 4, what + ": numbers and scale of one version");
+    }
   }
 }
 
@@ -844,6 +913,7 @@ int main(int argc, char** argv) {
       rows_in_the_way_move_first(mode, seed);
       rows_in_use_stay(mode, seed);
       rows_in_steady_use_get_notice(mode, seed);
+      marks_are_those_of_rows_that_were_found(mode, seed);
       copies_of_a_key_do_not_queue(mode, seed);
       a_cache_holds_a_key_once(mode, seed);
       readers_see_whole_rows(mode, seed);
@@ -853,6 +923,7 @@ int main(int argc, char** argv) {
       missed_keys_are_listed(mode, seed);
       helpers_count_list_and_scatter(mode, seed);
       rows_of_8_bit_floats(mode, seed);
+      readers_see_whole_rows_of_8_bit_floats(mode, seed);
     }
     several_tables_in_one_launch(seed);
   }

@@ -1,4 +1,4 @@
-//! Rows of 8-bit floats (`fp8_quant`): a quarter of the memory, and one of 16 values for each number between two powers of two.
+//! Rows of 8-bit floats (`fp8_quant`): a quarter of the memory and a scale, and 8 values from one power of two to the next.
 //!
 //! A row of numbers x becomes numbers q in E4M3 (sign, 4 bits of exponent with bias 7, 3 of mantissa; no infinity), and one scale,
 //! so that float(q) * scale is close to x:
@@ -8,7 +8,8 @@
 //! q     = x / scale, rounded to the nearest of E4M3, ties to even
 //! ```
 //!
-//! as the predecessor's static cache does it. 448 is the largest number of E4M3. The layout is that of
+//! as the predecessor's static cache does it. 448 is the largest number of E4M3. A NaN stays one and does not count as largest; an
+//! infinity does, so that the other numbers of its row cannot be told and read as NaN. The layout is that of
 //! `cuda/include/fp8_rows.cuh`, which reads it.
 
 use hps_core::{Error, ErrorKind, Result};
@@ -133,6 +134,11 @@ mod tests {
         assert_eq!(read(&[1e-20, 0.0]), [0.0, 0.0]);
         let read = read(&[f32::NAN, 7.0]);
         assert!(read[0].is_nan() && read[1] == 7.0);
+        assert!(
+            round_trip(&row(&[f32::INFINITY, 7.0]))
+                .chunks_exact(4)
+                .all(|x| { f32::from_le_bytes(x.try_into().unwrap()).is_nan() })
+        );
         assert_eq!([4, 8, 16, 20, 128, 512].map(stored_bytes), [8, 8, 8, 12, 36, 132]);
         assert!(store_rows(&[0; 32], 16, &mut [0; 15]).is_err());
     }

@@ -62,7 +62,7 @@ impl Observer for Recording {
 }
 
 /// Errors of threads behind the lookups are errors of the test.
-struct Strict;
+pub(crate) struct Strict;
 
 /// Unless they are expected.
 struct Lenient;

@@ -296,6 +296,17 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_8_bit_floats_have_a_lane_for_each_word_up_to_32() {
+        let copy =
+            |dim: u32| copy_for(&HpsLookup { is_fp8: 1, out_row_bytes: dim * 4, ..Default::default() });
+        for (dim, lanes) in [(1, 8), (4, 8), (32, 8), (33, 32), (128, 32), (1000, 32)] {
+            assert_eq!(FP8_LANES[copy(dim).unwrap() - COPIES.len()], lanes, "{dim}");
+        }
+        let plain = HpsLookup { row_bytes: 128, out_row_bytes: 128, ..Default::default() };
+        assert_eq!(copy_for(&plain), copy_of(128));
+    }
+
+    #[test]
     fn few_keys_are_spread_over_more_blocks_than_they_would_fill() {
         let few = lookup_shape(1024, 3, 132).unwrap();
         assert_eq!((few.size, few.num_threads, few.num_blocks), (0, 32, 128));
