@@ -103,6 +103,8 @@ impl GpuTier {
         }
         let plans = plan_all(&tables)?;
         check_budget(tables.iter().zip(&plans), device.free_bytes()?, &name)?;
+        // What every store must have pinned comes before what it may do without.
+        let writer = Writer::new(device)?;
         // Before GPU memory, of which a table without pinned memory takes less, or one set of rows more.
         let pin = |table: &mut TableSettings| pin_rows(device, table, &name, observer.as_ref());
         let pinned = tables.iter_mut().map(pin).collect::<Result<Vec<_>>>()?;
@@ -140,7 +142,7 @@ impl GpuTier {
             pool: Pool::default(),
             fetch_pool: FetchPool::default(),
             service: Mutex::new(stream),
-            writer: Mutex::new(Writer::new(device)?),
+            writer: Mutex::new(writer),
             has_been_used: AtomicBool::new(false),
             reachable,
             observer: Arc::clone(&observer),
