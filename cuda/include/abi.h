@@ -100,8 +100,7 @@ typedef struct HpsFetchList {
   uint64_t entries;  // (num_keys) HpsFetchEntry; 0: the lookup copies such rows itself
   uint64_t sorted;   // (num_keys) HpsFetchEntry
   uint64_t buckets;  // (HPS_FETCH_BUCKETS) uint32: rows of each piece of memory; zero before the lookup and after the fetch
-  uint64_t
-      counts;  // uint32[3]: entries listed, entries to be fetched, entries that warps have taken; zero before the lookup
+  uint64_t counts;   // uint32[3]: entries listed, zero before the lookup; entries to be fetched; entries taken by warps
 } HpsFetchList;
 
 // One launch of a lookup kernel, and of those that fetch what it has left.
@@ -110,9 +109,9 @@ typedef struct HpsLookup {
   HpsSetTable second;  // num_sets 0: none
   uint64_t keys;       // (num_keys) int64 or int32, device
   uint64_t out;        // (num_keys, out_row_bytes), device
-  uint64_t
-      default_row;  // (out_row_bytes) device: for keys that nobody holds; 0: the host answers them, and counts them. Of rows
-                    // of 8-bit floats, with the bit kPlainRow of fp8_rows.cuh
+  // (out_row_bytes) device: for keys that nobody holds; 0: the host answers them, and counts them. With is_fp8, with the bit
+  // kPlainRow of fp8_rows.cuh
+  uint64_t default_row;
   uint64_t counters;   // (HPS_COUNTER_COPIES) HpsLookupCounters, device; 0: nobody counts
   HpsMissList misses;  // word 0: not wanted
   HpsFetchList fetch;  // entries 0: none; else there is a default row
@@ -125,7 +124,7 @@ typedef struct HpsLookup {
   uint32_t unused;
 } HpsLookup;
 
-// Lookups in several tables by one launch: of any dims, keys and modes, without rows that are left to be fetched.
+// Lookups in several tables by one launch: at least one, of any dims, keys and modes, without rows that are left to be fetched.
 #define HPS_LOOKUP_MANY_THREADS 64
 typedef struct HpsLookups {
   uint64_t lookups;       // (num_lookups) HpsLookup, device

@@ -143,12 +143,12 @@ impl Device {
         &self.functions
     }
 
-    /// Streaming multiprocessors.
     /// Bytes of the second-level cache.
     pub(crate) fn l2_bytes(&self) -> u64 {
         self.l2_bytes
     }
 
+    /// Streaming multiprocessors.
     pub(crate) fn num_processors(&self) -> u32 {
         self.num_processors
     }

@@ -11,7 +11,7 @@ use hps_core::{Key, TableId};
 use crate::abi::{HpsFetchList, HpsLookup, HpsMissList, HpsSetTable};
 use crate::driver::{Device, Event, Stream};
 use crate::memory::DeviceBuffer;
-use crate::plan::{CacheKind, Plan, Reach, TableSettings};
+use crate::plan::{CacheKind, Plan, Reach, TableSettings, keeps_tags};
 use crate::table::{Batch, Change, GpuTable};
 
 const ALPHA: f64 = 1.05;
@@ -172,10 +172,11 @@ impl Cache {
             largest_key: Some(num_rows - 1),
         };
         let plan = Plan::new(&settings).unwrap();
+        let keeps_tags = keeps_tags(std::slice::from_ref(&plan), device.l2_bytes());
         let stream = Stream::new(device).unwrap();
         let buffer = |num_bytes: usize| DeviceBuffer::new(device, num_bytes as u64).unwrap();
         let cache = Self {
-            table: GpuTable::new(device, settings, &plan, true, None, &stream).unwrap(),
+            table: GpuTable::new(device, settings, &plan, keeps_tags, None, &stream).unwrap(),
             keys: buffer(max_keys * 8),
             rows: buffer(max_keys * dim * 4),
             out: buffer(max_keys * dim * 4),
