@@ -50,6 +50,9 @@ rust::Str utf8(std::string_view text, const char* argument) {
   }
 }
 
+// Keys for which a further thread is worth waking.
+constexpr size_t kKeysPerThread = 4096;
+
 size_t address(const void* data) { return reinterpret_cast<size_t>(data); }
 
 }  // namespace
@@ -69,7 +72,14 @@ Tensor lookup(const Tensor& keys, std::string_view ps_config_file, std::string_v
                          address(num_keys > 0 ? dense_keys.const_data_ptr() : nullptr), num_keys,
                          address(num_keys > 0 ? rows.mutable_data_ptr() : nullptr));
   } else if (num_keys > 0) {
-    table->run(address(dense_keys.const_data_ptr()), num_keys, address(rows.mutable_data_ptr()));
+    const size_t key_bytes = key_bits(keys) / 8;
+    const size_t row_bytes = static_cast<size_t>(emb_vec_size) * sizeof(float);
+    compat::prefer_huge_pages(rows, num_keys * row_bytes);
+    const size_t first_key = address(dense_keys.const_data_ptr());
+    const size_t first_row = address(rows.mutable_data_ptr());
+    compat::parallel_for(num_keys, kKeysPerThread, [&](size_t begin, size_t end) {
+      table->run(first_key + begin * key_bytes, end - begin, first_row + begin * row_bytes);
+    });
   }
   return rows;
 }

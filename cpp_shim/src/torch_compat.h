@@ -5,12 +5,15 @@
 #pragma once
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <exception>
 #include <limits>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -199,6 +202,53 @@ inline Tensor empty_rows(const Tensor& leading, int64_t last) {
                             : "out of memory?)"));
   }
   return Tensor(handle);
+}
+
+// Calls body(begin, end) for pieces of 0..count, at the same time on as many threads as torch.set_num_threads allows; on the
+// calling thread alone if there are at most `grain`. When all have ended, the first exception is thrown again: torch would
+// replace it by a code.
+template <typename Body>
+void parallel_for(size_t count, size_t grain, const Body& body) {
+  if (count <= grain) {
+    body(size_t{0}, count);
+    return;
+  }
+  struct Context {
+    const Body& body;
+    std::mutex mutex;
+    std::exception_ptr error;
+  } context{body, {}, nullptr};
+  const auto piece = [](int64_t begin, int64_t end, void* pointer) {
+    auto& shared = *static_cast<Context*>(pointer);
+    try {
+      shared.body(static_cast<size_t>(begin), static_cast<size_t>(end));
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(shared.mutex);
+      if (!shared.error) {
+        shared.error = std::current_exception();
+      }
+    }
+  };
+  check(torch_parallel_for(0, static_cast<int64_t>(count), static_cast<int64_t>(grain), piece, &context),
+        "run a lookup on several threads");
+  if (context.error) {
+    std::rethrow_exception(context.error);
+  }
+}
+
+// Asks for huge pages behind a CPU tensor that is about to be written for the first time: the system then clears 2 MB at a time
+// instead of stopping us every 4 KB. Only where the tensor has a mapping of its own, which malloc makes from 32 MiB on and gives
+// back with the tensor; smaller ones lie among others, in memory that is there already.
+inline void prefer_huge_pages(const Tensor& tensor, size_t num_bytes) {
+  constexpr size_t kOwnMapping = size_t{32} << 20;
+  constexpr size_t kPage = 4096;
+  if (num_bytes < kOwnMapping) {
+    return;
+  }
+  const auto begin = (reinterpret_cast<size_t>(tensor.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
+  const auto end = (reinterpret_cast<size_t>(tensor.mutable_data_ptr()) + num_bytes) / kPage * kPage;
+  // Advice: where the system does not take it, all is as before.
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 }  // namespace hps::torch_compat

@@ -41,7 +41,8 @@ mod ffi {
             key_bits: u32,
         ) -> Result<Box<PreparedLookup>>;
 
-        /// Looks `num_keys` keys up. Runs on the calling thread and is complete when it returns.
+        /// Looks `num_keys` keys up. Runs on the calling thread and is complete when it returns; several threads may run it at
+        /// the same time.
         ///
         /// # Safety
         /// `keys` is the address of `num_keys` integers of the prepared width, `rows` that of

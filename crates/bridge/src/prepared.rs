@@ -22,6 +22,12 @@ pub(crate) struct PreparedLookup {
     table: usize,
 }
 
+/// C++ looks parts of a batch up on several threads at once.
+const _: () = {
+    const fn is_shared<T: Sync>() {}
+    is_shared::<PreparedLookup>();
+};
+
 /// See the bridge.
 pub(crate) fn prepare_lookup(
     ps_config_file: &str,

@@ -45,6 +45,28 @@ impl<'a> Batch<'a> {
         Some((position, *self.keys.get(position as usize)?))
     }
 
+    /// Copies the keys asked for from the `start`-th on, and the positions of their rows, as many as both slices take or as there
+    /// are. Returns how many; None if a position lies outside of the keys.
+    #[inline]
+    pub fn copy_from(&self, start: usize, keys: &mut [Key], positions: &mut [u32]) -> Option<usize> {
+        let start = start.min(self.len());
+        let wanted = keys.len().min(positions.len()).min(self.len() - start);
+        let (keys, positions) = (keys.get_mut(..wanted)?, positions.get_mut(..wanted)?);
+        match self.positions {
+            None => {
+                keys.copy_from_slice(self.keys.get(start..start + wanted)?);
+                positions.iter_mut().zip(start as u32..).for_each(|(position, at)| *position = at);
+            }
+            Some(asked) => {
+                positions.copy_from_slice(asked.get(start..start + wanted)?);
+                for (key, &position) in keys.iter_mut().zip(positions.iter()) {
+                    *key = *self.keys.get(position as usize)?;
+                }
+            }
+        }
+        Some(wanted)
+    }
+
     /// The keys asked for, each with the position of its row.
     pub fn iter(&self) -> impl Iterator<Item = (u32, Key)> + '_ {
         (0..self.len()).filter_map(|i| self.get(i))
@@ -62,5 +84,22 @@ mod tests {
         assert_eq!(batch.iter().collect::<Vec<_>>(), [(1, 20), (3, 40)]);
         assert_eq!(batch.len(), 2);
         assert_eq!(Batch::all(&keys).iter().last(), Some((3, 40)));
+    }
+
+    #[test]
+    fn pieces_are_what_one_would_get_key_by_key() {
+        let keys = [10, 20, 30, 40];
+        for batch in [Batch::all(&keys), Batch::at(&keys, &[0, 1, 3])] {
+            for (start, room) in (0..5).flat_map(|start| (0..4).map(move |room| (start, room))) {
+                let (mut some_keys, mut positions) = ([7; 4], [7; 4]);
+                let copied = batch.copy_from(start, &mut some_keys[..room], &mut positions).unwrap();
+                assert_eq!(copied, room.min(batch.len().saturating_sub(start)));
+                for i in 0..4 {
+                    let expected = if i < copied { batch.get(start + i).unwrap() } else { (7, 7) };
+                    assert_eq!((positions[i], some_keys[i]), expected);
+                }
+            }
+        }
+        assert_eq!(Batch::at(&keys, &[1, 4]).copy_from(0, &mut [0; 4], &mut [0; 4]), None);
     }
 }

@@ -12,17 +12,18 @@
 //!
 //! Hashes are keyed with random numbers that are drawn anew when keys refuse to spread: nobody can make keys collide.
 
+mod bucket;
 mod displace;
 
 use hps_core::key::mix;
 use hps_core::{Error, ErrorKind, Key, Result};
 
+pub(crate) use self::bucket::Bucket;
+use self::bucket::{EMPTY_BUCKET, WAYS};
 use crate::array::Array;
 use crate::prefetch::prefetch;
 use crate::random::Random;
 use crate::slab::NO_SLOT;
-
-const WAYS: usize = 5;
 
 /// How full an index may be: memory per row against work per insertion.
 #[derive(Debug)]
@@ -45,55 +46,9 @@ const MIN_GROWTH: usize = 16;
 /// Each attempt either succeeds or is a stroke of very bad luck.
 const MAX_ATTEMPTS: usize = 16;
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Bucket {
-    keys: [Key; WAYS],
-    slots: [u32; WAYS],
-    away: u32,
-}
-
-const EMPTY_BUCKET: Bucket = Bucket { keys: [0; WAYS], slots: [NO_SLOT; WAYS], away: 0 };
-
-impl Bucket {
-    /// The slot of `key`, or `NO_SLOT`. Branch-free: entries of other keys, and empty ones, are all ones.
-    #[inline(always)]
-    fn find(&self, key: Key) -> u32 {
-        self.keys.iter().zip(&self.slots).fold(NO_SLOT, |found, (&held, &slot)| {
-            let differs = u32::from(held == key).wrapping_sub(1);
-            found & (slot | differs)
-        })
-    }
-
-    fn empty_way(&self) -> Option<usize> {
-        self.slots.iter().position(|&slot| slot == NO_SLOT)
-    }
-
-    fn entry(&self, way: usize) -> Option<(Key, u32)> {
-        let slot = *self.slots.get(way)?;
-        if slot == NO_SLOT { None } else { Some((*self.keys.get(way)?, slot)) }
-    }
-
-    fn set(&mut self, way: usize, key: Key, slot: u32) {
-        if let (Some(k), Some(s)) = (self.keys.get_mut(way), self.slots.get_mut(way)) {
-            *k = key;
-            *s = slot;
-        }
-    }
-
-    fn way_of(&self, key: Key) -> Option<usize> {
-        (0..WAYS).find(|&way| self.entry(way).is_some_and(|(held, _)| held == key))
-    }
-}
-
 /// A key's hash in one index; worthless after the index has grown.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Hash(u64);
-
-impl Hash {
-    /// Of no key in particular.
-    pub(crate) const NONE: Self = Self(0);
-}
+struct Hash(u64);
 
 /// What makes the hashes of one index unpredictable.
 #[derive(Clone, Copy, Debug)]
@@ -116,15 +71,58 @@ impl Seeds {
     }
 }
 
-/// Where a look at a key's first bucket leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Glance {
-    /// The key's slot.
-    Here(u32),
-    /// In the second bucket, if anywhere.
-    PerhapsElsewhere,
-    /// Nowhere.
-    Absent,
+/// The first of a key's two buckets.
+#[inline(always)]
+fn first_bucket(hash: Hash, num_buckets: usize) -> usize {
+    (((hash.0 >> 32) * num_buckets as u64) >> 32) as usize
+}
+
+/// The second one: another, unless there is only one.
+#[inline(always)]
+fn second_bucket(hash: Hash, num_buckets: usize) -> usize {
+    let second = (((hash.0 & 0xFFFF_FFFF) * num_buckets as u64) >> 32) as usize;
+    match second == first_bucket(hash, num_buckets) {
+        false => second,
+        true if second + 1 == num_buckets => 0,
+        true => second + 1,
+    }
+}
+
+/// What lookups read of an index.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IndexView<'i> {
+    buckets: &'i [Bucket],
+    seeds: Seeds,
+}
+
+impl<'i> IndexView<'i> {
+    /// The first bucket of a key, given as `mix(key)`, which is asked for.
+    #[inline(always)]
+    pub(crate) fn approach(&self, mixed: u64) -> &'i Bucket {
+        self.bucket(first_bucket(self.seeds.hash(mixed), self.buckets.len()))
+    }
+
+    /// The same of its second bucket.
+    #[inline(always)]
+    pub(crate) fn approach_second(&self, mixed: u64) -> &'i Bucket {
+        self.bucket(second_bucket(self.seeds.hash(mixed), self.buckets.len()))
+    }
+
+    #[inline(always)]
+    fn bucket(&self, at: usize) -> &'i Bucket {
+        let bucket = self.buckets.get(at).unwrap_or(&EMPTY_BUCKET);
+        prefetch(bucket);
+        bucket
+    }
+
+    /// The slot of a key, or `NO_SLOT`.
+    fn find(&self, key: Key) -> u32 {
+        let mixed = mix(key);
+        match self.approach(mixed).look(key) {
+            (_, true) => self.approach_second(mixed).find(key),
+            (slot, false) => slot,
+        }
+    }
 }
 
 /// The buckets and the hash that chooses among them.
@@ -143,33 +141,17 @@ impl Buckets {
         self.buckets.len() * WAYS
     }
 
-    #[inline(always)]
-    fn first(&self, hash: Hash) -> usize {
-        (((hash.0 >> 32) * self.buckets.len() as u64) >> 32) as usize
+    fn view(&self) -> IndexView<'_> {
+        IndexView { buckets: &self.buckets, seeds: self.seeds }
     }
 
-    #[inline(always)]
-    fn second(&self, hash: Hash) -> usize {
-        let second = (((hash.0 & 0xFFFF_FFFF) * self.buckets.len() as u64) >> 32) as usize;
-        match second == self.first(hash) {
-            false => second,
-            true if second + 1 == self.buckets.len() => 0,
-            true => second + 1,
-        }
+    fn first(&self, hash: Hash) -> usize {
+        first_bucket(hash, self.buckets.len())
     }
 
     fn both(&self, key: Key) -> (usize, usize) {
         let hash = self.seeds.hash(mix(key));
-        (self.first(hash), self.second(hash))
-    }
-
-    fn find(&self, key: Key, hash: Hash) -> Option<u32> {
-        let first = self.buckets.get(self.first(hash))?;
-        let mut slot = first.find(key);
-        if slot == NO_SLOT && first.away > 0 {
-            slot = self.buckets.get(self.second(hash))?.find(key);
-        }
-        (slot != NO_SLOT).then_some(slot)
+        (self.first(hash), second_bucket(hash, self.buckets.len()))
     }
 
     /// Puts a key that is not there. False, and nothing changed, if no room could be made.
@@ -213,9 +195,7 @@ impl Buckets {
                 bucket.set(way, key, slot);
             }
         }
-        entries().all(|(_, (key, slot))| {
-            self.find(key, self.seeds.hash(mix(key))).is_some() || self.place(key, slot)
-        })
+        entries().all(|(_, (key, slot))| self.view().find(key) != NO_SLOT || self.place(key, slot))
     }
 
     /// Empties an entry.
@@ -256,50 +236,16 @@ impl Index {
         self.table.buckets.num_bytes()
     }
 
-    /// Hashes a key, given as `mix(key)`.
+    /// For lookups.
     #[inline(always)]
-    pub(crate) fn hash(&self, mixed: u64) -> Hash {
-        self.table.seeds.hash(mixed)
-    }
-
-    /// Brings the key's first bucket near.
-    #[inline(always)]
-    pub(crate) fn prefetch_first(&self, hash: Hash) {
-        if let Some(bucket) = self.table.buckets.get(self.table.first(hash)) {
-            prefetch(bucket);
-        }
-    }
-
-    /// Brings the key's second bucket near.
-    #[inline]
-    pub(crate) fn prefetch_second(&self, hash: Hash) {
-        if let Some(bucket) = self.table.buckets.get(self.table.second(hash)) {
-            prefetch(bucket);
-        }
-    }
-
-    /// Looks for a key in its first bucket.
-    #[inline(always)]
-    pub(crate) fn glance(&self, key: Key, hash: Hash) -> Glance {
-        let Some(bucket) = self.table.buckets.get(self.table.first(hash)) else { return Glance::Absent };
-        match bucket.find(key) {
-            NO_SLOT if bucket.away > 0 => Glance::PerhapsElsewhere,
-            NO_SLOT => Glance::Absent,
-            slot => Glance::Here(slot),
-        }
-    }
-
-    /// Looks for a key in its second bucket.
-    #[inline]
-    pub(crate) fn find_second(&self, key: Key, hash: Hash) -> Option<u32> {
-        let slot = self.table.buckets.get(self.table.second(hash))?.find(key);
-        (slot != NO_SLOT).then_some(slot)
+    pub(crate) fn view(&self) -> IndexView<'_> {
+        self.table.view()
     }
 
     /// The slot of a key.
-    #[inline]
-    pub(crate) fn find(&self, key: Key, hash: Hash) -> Option<u32> {
-        self.table.find(key, hash)
+    pub(crate) fn find(&self, key: Key) -> Option<u32> {
+        let slot = self.view().find(key);
+        (slot != NO_SLOT).then_some(slot)
     }
 
     /// Adds a key that is not there. After an error nothing has changed.

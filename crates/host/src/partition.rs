@@ -5,15 +5,21 @@ use std::sync::Arc;
 use hps_core::key::mix;
 use hps_core::{Error, ErrorKind, Key, Result};
 
-use crate::index::{Glance, Hash, Index};
+use crate::index::{Index, IndexView};
 use crate::marks::Marks;
-use crate::prefetch::prefetch_bytes;
 use crate::random::{Random, Sample};
 use crate::settings::Limit;
-use crate::slab::{Arena, Slabs, reserve_slowly};
+use crate::slab::{Arena, Slabs, SlabsView, reserve_slowly};
 
-/// Lines of a row that are asked for ahead; the rest follows while the first are copied.
-const PREFETCHED_LINES: usize = 8;
+/// What lookups read of a partition while its lock is held, side by side.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'p> {
+    pub(crate) index: IndexView<'p>,
+    pub(crate) slabs: SlabsView<'p>,
+    pub(crate) marks: Option<&'p Marks>,
+    /// What `marks` are told of rows that are read.
+    pub(crate) stamp: u16,
+}
 
 /// A part of a table.
 #[derive(Debug)]
@@ -77,62 +83,39 @@ impl Partition {
     }
 
     /// Lets time pass for the policy; see [`Marks::tick`].
-    pub(crate) fn tick(&self, num_accesses: usize) -> u16 {
+    fn tick(&self, num_accesses: usize) -> u16 {
         self.marks.as_ref().map_or(0, |marks| marks.tick(num_accesses))
     }
 
-    // ---- reading: the steps of a lookup, so that a caller can do others meanwhile ----
+    // ---- reading ----
 
-    /// First step: hashes a key, given as `mix(key)`, and asks for the memory of the next step.
-    #[inline(always)]
-    pub(crate) fn approach(&self, mixed: u64) -> Hash {
-        let hash = self.index.hash(mixed);
-        self.index.prefetch_first(hash);
-        hash
-    }
-
-    /// Second step: looks where the key probably is, and asks for the memory of the next step.
-    #[inline(always)]
-    pub(crate) fn glance(&self, key: Key, hash: Hash) -> Glance {
-        let glance = self.index.glance(key, hash);
-        match glance {
-            Glance::Here(slot) => self.prefetch_row(slot),
-            Glance::PerhapsElsewhere => self.index.prefetch_second(hash),
-            Glance::Absent => {}
-        }
-        glance
-    }
-
-    /// Third step, after [`Glance::PerhapsElsewhere`]: looks in the other place.
-    #[inline]
-    pub(crate) fn look_elsewhere(&self, key: Key, hash: Hash) -> Option<u32> {
-        let slot = self.index.find_second(key, hash)?;
-        self.prefetch_row(slot);
-        Some(slot)
-    }
-
-    /// Last step: the row. `stamp` comes from [`Self::tick`].
-    #[inline(always)]
-    pub(crate) fn read(&self, slot: u32, stamp: u16) -> Result<&[u8]> {
-        if let Some(marks) = &self.marks {
-            marks.looked_up(slot, stamp);
-        }
-        self.slabs.row(slot).ok_or_else(lost_slot)
-    }
-
-    #[inline(always)]
-    fn prefetch_row(&self, slot: u32) {
-        if let Some(row) = self.slabs.row(slot) {
-            prefetch_bytes(row, PREFETCHED_LINES);
-        }
-        if let Some(marks) = &self.marks {
-            marks.prefetch(slot);
+    /// What lookups read, for `num_accesses` of them: see [`Self::tick`].
+    pub(crate) fn view(&self, num_accesses: usize) -> View<'_> {
+        View {
+            index: self.index.view(),
+            slabs: self.slabs.view(),
+            marks: self.marks.as_ref(),
+            stamp: self.tick(num_accesses),
         }
     }
 
-    /// All steps at once: the slot of a key.
+    /// Asks for the memory where a key will be looked for.
+    pub(crate) fn approach(&self, key: Key) {
+        self.index.view().approach(mix(key));
+    }
+
+    /// The slot of a key.
     pub(crate) fn find(&self, key: Key) -> Option<u32> {
-        self.index.find(key, self.index.hash(mix(key)))
+        self.index.find(key)
+    }
+
+    /// The row of a key; notes a use of it.
+    pub(crate) fn look_up(&self, key: Key) -> Option<&[u8]> {
+        let slot = self.find(key)?;
+        if let Some(marks) = &self.marks {
+            marks.looked_up(slot, self.tick(1));
+        }
+        self.slabs.row(slot)
     }
 
     /// The row of a key, without noting a use of it.

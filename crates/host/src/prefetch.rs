@@ -1,27 +1,42 @@
 //! Asks the processor to bring memory near before it is read.
 
-const LINE_BYTES: usize = 64;
+/// Of the processor's caches.
+pub(crate) const LINE_BYTES: usize = 64;
+/// Longer rows go no further than the second-level cache: it has several times as many requests under way as the first.
+const MAX_NEAREST_LINES: usize = 3;
 
 /// Brings the first cache line of `value` near.
 #[inline(always)]
 pub(crate) fn prefetch<T: ?Sized>(value: &T) {
-    prefetch_address(std::ptr::from_ref(value).cast());
+    nearest(std::ptr::from_ref(value).cast());
 }
 
-/// Brings `bytes` near, at most `max_lines` cache lines of them: the processor runs ahead by itself in longer rows.
+/// Brings that many cache lines of a row near, from an address on that may be anything.
 #[inline(always)]
-pub(crate) fn prefetch_bytes(bytes: &[u8], max_lines: usize) {
-    for line in bytes.chunks(LINE_BYTES).take(max_lines) {
-        prefetch(line);
-    }
+pub(crate) fn prefetch_lines(address: *const u8, num_lines: usize) {
+    let lines = (0..num_lines).map(|line| address.wrapping_add(line * LINE_BYTES).cast());
+    if num_lines <= MAX_NEAREST_LINES { lines.for_each(nearest) } else { lines.for_each(near) }
 }
 
+/// Into the first-level cache.
 #[inline(always)]
-fn prefetch_address(address: *const i8) {
+fn nearest(address: *const i8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing that the program could see and never faults, whatever the address.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Into the second-level cache.
+#[inline(always)]
+fn near(address: *const i8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address);
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

@@ -9,6 +9,7 @@
 //! Rows are packed without padding and slabs begin at multiples of 64 bytes, so that rows are aligned to 16 bytes
 //! where their size is a multiple of 16. Only this module, `array` and `prefetch` have unsafe code.
 
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -273,30 +274,83 @@ impl Slabs {
         }
     }
 
-    /// Address of a row; None if there is no such slot.
+    /// For lookups.
     #[inline(always)]
+    pub(crate) fn view(&self) -> SlabsView<'_> {
+        SlabsView { slabs: &self.slabs, shift: self.shift, row_bytes: self.row_bytes }
+    }
+
+    /// Address of a row; None if there is no such slot.
     pub(crate) fn address(&self, slot: u32) -> Option<NonNull<u8>> {
-        let SlabAddress(slab) = *self.slabs.get((slot >> self.shift) as usize)?;
-        let offset = slot as usize & (self.rows_per_slab() - 1);
-        // SAFETY: the slab has `rows_per_slab` rows of `row_bytes` each, and `offset` is below `rows_per_slab`.
-        Some(unsafe { slab.add(offset * self.row_bytes) })
+        self.view().address(slot)
     }
 
     /// The row in a slot; None if there is no such slot.
-    #[inline(always)]
     pub(crate) fn row(&self, slot: u32) -> Option<&[u8]> {
-        let address = self.address(slot)?;
-        // SAFETY: `row_bytes` initialised bytes (blocks are zero-filled) of a slab that the arena keeps for this
-        // `Slabs` alone while it lives; rows are only written through an exclusive borrow of it.
-        Some(unsafe { std::slice::from_raw_parts(address.as_ptr(), self.row_bytes) })
+        self.view().row(slot)
     }
 
     /// The row in a slot, to be written; None if there is no such slot.
     #[inline]
     pub(crate) fn row_mut(&mut self, slot: u32) -> Option<&mut [u8]> {
         let address = self.address(slot)?;
-        // SAFETY: as in `row`, and the borrow of this `Slabs` is exclusive, so no other reference to the row exists.
+        // SAFETY: as in `SlabsView::row`, and the borrow of this `Slabs` is exclusive, so no other reference to the row exists.
         Some(unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), self.row_bytes) })
+    }
+}
+
+/// What lookups read of a partition's rows. While it lives, its `Slabs` is borrowed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlabsView<'s> {
+    slabs: &'s [SlabAddress],
+    shift: u32,
+    row_bytes: usize,
+}
+
+impl<'s> SlabsView<'s> {
+    #[inline(always)]
+    fn address(&self, slot: u32) -> Option<NonNull<u8>> {
+        let SlabAddress(slab) = *self.slabs.get((slot >> self.shift) as usize)?;
+        let offset = slot as usize & ((1 << self.shift) - 1);
+        // SAFETY: a slab has `1 << shift` rows of `row_bytes` each, and `offset` is below that number.
+        Some(unsafe { slab.add(offset * self.row_bytes) })
+    }
+
+    /// The row in a slot; None if there is no such slot.
+    #[inline(always)]
+    fn row(&self, slot: u32) -> Option<&'s [u8]> {
+        Some(self.bytes(RowRef { address: self.address(slot)?, slabs: PhantomData }))
+    }
+
+    /// The row in a slot; any row, if there is one, in place of that in `NO_SLOT`. Without a branch that cannot be foreseen.
+    #[inline(always)]
+    pub(crate) fn row_or_any(&self, slot: u32) -> Option<RowRef<'s>> {
+        let slot = std::hint::select_unpredictable(slot == NO_SLOT, 0, slot);
+        Some(RowRef { address: self.address(slot)?, slabs: PhantomData })
+    }
+
+    /// The bytes of a row that this view has shown.
+    #[inline(always)]
+    pub(crate) fn bytes(&self, row: RowRef<'s>) -> &'s [u8] {
+        // SAFETY: `row_bytes` initialised bytes (blocks are zero-filled) of a slab that the arena keeps for the `Slabs`
+        // alone while it lives; rows are only written through an exclusive borrow of it. Views of one table, which alone give
+        // each other rows, agree in `row_bytes`.
+        unsafe { std::slice::from_raw_parts(row.address.as_ptr(), self.row_bytes) }
+    }
+}
+
+/// A row that a view has shown, in one word.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowRef<'s> {
+    address: NonNull<u8>,
+    slabs: PhantomData<&'s [u8]>,
+}
+
+impl RowRef<'_> {
+    /// Of its first byte.
+    #[inline(always)]
+    pub(crate) fn address(self) -> *const u8 {
+        self.address.as_ptr()
     }
 }
 

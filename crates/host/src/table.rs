@@ -263,11 +263,11 @@ fn write_run(
     let key_at = |position: u32| keys.get(position as usize).copied();
     let mut ahead = positions.iter().filter_map(|&position| key_at(position));
     for key in ahead.by_ref().take(WRITE_AHEAD) {
-        partition.approach(hps_core::key::mix(key));
+        partition.approach(key);
     }
     for &position in positions {
         if let Some(key) = ahead.next() {
-            partition.approach(hps_core::key::mix(key));
+            partition.approach(key);
         }
         if let Some(key) = key_at(position) {
             write(partition, key, position as usize)?;

@@ -1,6 +1,7 @@
 //! Makes room in one of two full buckets by moving other keys to their other buckets.
 
-use super::{Buckets, WAYS};
+use super::Buckets;
+use super::bucket::WAYS;
 use crate::prefetch::prefetch;
 
 /// Full buckets looked behind before giving up: five times as many are looked at.

@@ -8,15 +8,13 @@ fn check(index: &Index, oracle: &HashMap<Key, u32>) {
     assert_eq!(index.iter().count(), oracle.len());
     let mut away = vec![0; index.table.buckets.len()];
     for (&key, &slot) in oracle {
-        let hash = index.hash(mix(key));
-        assert_eq!(index.find(key, hash), Some(slot), "key {key}");
-        match index.glance(key, hash) {
-            Glance::Here(found) => assert_eq!(found, slot),
-            Glance::PerhapsElsewhere => {
-                assert_eq!(index.find_second(key, hash), Some(slot));
-                away[index.table.first(hash)] += 1;
+        assert_eq!(index.find(key), Some(slot), "key {key}");
+        match index.view().approach(mix(key)).look(key) {
+            (found, false) => assert_eq!(found, slot),
+            (found, true) => {
+                assert_eq!((found, index.view().approach_second(mix(key)).find(key)), (NO_SLOT, slot));
+                away[index.table.both(key).0] += 1;
             }
-            Glance::Absent => panic!("key {key} is there"),
         }
     }
     let counted: Vec<u32> = index.table.buckets.iter().map(|bucket| bucket.away).collect();
@@ -37,14 +35,14 @@ fn keys_of_every_value_are_found_and_no_others() {
         oracle.insert(key, slot);
     }
     check(&index, &oracle);
-    assert!((10_000..20_000).all(|key| index.find(key, index.hash(mix(key))).is_none()));
+    assert!((10_000..20_000).all(|key| index.find(key).is_none()));
 }
 
 #[test]
 fn an_index_without_buckets_holds_nothing() {
     let mut index = Index::new(false).unwrap();
-    assert_eq!(index.find(0, index.hash(mix(0))), None);
-    assert_eq!(index.glance(0, index.hash(mix(0))), Glance::Absent);
+    assert_eq!(index.find(0), None);
+    assert_eq!(index.view().approach(mix(0)).look(0), (NO_SLOT, false));
     assert_eq!(index.remove(0), None);
     assert_eq!(index.num_bytes(), 0);
 }
