@@ -1,5 +1,6 @@
 #include "lookup.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -50,7 +51,8 @@ rust::Str utf8(std::string_view text, const char* argument) {
   }
 }
 
-// Keys for which a further thread is worth waking.
+// What a further thread is worth waking for: so many bytes of rows, or so many keys.
+constexpr size_t kBytesPerThread = size_t{256} << 10;
 constexpr size_t kKeysPerThread = 4096;
 
 size_t address(const void* data) { return reinterpret_cast<size_t>(data); }
@@ -77,7 +79,8 @@ Tensor lookup(const Tensor& keys, std::string_view ps_config_file, std::string_v
     compat::prefer_huge_pages(rows, num_keys * row_bytes);
     const size_t first_key = address(dense_keys.const_data_ptr());
     const size_t first_row = address(rows.mutable_data_ptr());
-    compat::parallel_for(num_keys, kKeysPerThread, [&](size_t begin, size_t end) {
+    const size_t keys_per_thread = std::clamp<size_t>(kBytesPerThread / std::max<size_t>(row_bytes, 1), 1, kKeysPerThread);
+    compat::parallel_for(num_keys, keys_per_thread, [&](size_t begin, size_t end) {
       table->run(first_key + begin * key_bytes, end - begin, first_row + begin * row_bytes);
     });
   }

@@ -9,7 +9,7 @@ import hps_torch
 from conftest import StoreMaker, dense_table
 from oracle import same_bits
 
-#: More than one thread's worth several times over, and no multiple of anything.
+#: Worth several threads, whatever the rows; no multiple of anything.
 KEYS = 5 * 4096 + 7
 
 

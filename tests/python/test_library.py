@@ -115,7 +115,7 @@ def test_needs_no_symbol_newer_than_torch_2_10() -> None:
         r"is_(contiguous|defined)|layout_strided|library_(def|init_def|init_impl)|"
         r"memory_format_contiguous_format|new_tensor_handle)"
         r"|torch_(call_dispatcher|delete_string|get_(const|mutable)_data_ptr|library_impl|"
-        r"string_(c_str|length))"
+        r"parallel_for|string_(c_str|length))"
     )
     used = {symbol for symbol in undefined() if re.match(r"(aoti_)?torch_", symbol)}
     assert {symbol for symbol in used if not known.fullmatch(symbol)} == set()

@@ -94,3 +94,14 @@ def test_bytes_held_are_near_the_rows_own(make_store: StoreMaker):
 
     assert host["rows"] == 100_000
     assert 100_000 * 32 * 4 <= host["bytes"] <= 100_000 * (32 * 4 + 32)
+
+
+def test_keys_that_lie_close_together_take_no_index(make_store: StoreMaker):
+    table = dense_table(200_000)
+    store = make_store(table)
+    store.lookup(torch.tensor([0]))
+
+    held = store.stats()["host"]
+    assert held["rows"] == 200_000
+    # An index takes 13 bytes a row; what is left over of the memory for rows depends on num_partitions.
+    assert held["bytes"] / held["rows"] - table.dim * 4 < 8

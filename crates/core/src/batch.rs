@@ -24,6 +24,15 @@ impl<'a> Batch<'a> {
         Self { keys, positions: Some(positions) }
     }
 
+    /// Of the same keys, only those at `positions`.
+    #[must_use]
+    pub fn only<'b>(&self, positions: &'b [u32]) -> Batch<'b>
+    where
+        'a: 'b,
+    {
+        Batch { keys: self.keys, positions: Some(positions) }
+    }
+
     /// Number of keys asked for.
     #[inline]
     pub fn len(&self) -> usize {

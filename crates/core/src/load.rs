@@ -20,7 +20,7 @@ use crate::model_files::ModelFiles;
 use crate::observer::{Observer, Progress};
 use crate::record::{Compared, SourceRecord, TableRecord};
 use crate::row::{Rows, RowsMut};
-use crate::tier::{CacheTier, Held, Promotion, TableLoad, TableSpec, TruthTier};
+use crate::tier::{CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, TierKind, TruthTier};
 use crate::update_clock::UpdateClock;
 
 /// From here on the commit of a load takes long enough that a user wants to know of it.
@@ -119,12 +119,23 @@ impl Loader<'_> {
         self.sources.iter().map(|source| source.files.num_keys()).sum()
     }
 
+    /// Looks through the keys for memory, which saves the index of keys that lie close together.
+    fn expected(&self) -> Result<Expected> {
+        let mut expected = Expected::rows(self.num_keys());
+        if self.truth.kind() == TierKind::Host {
+            for source in self.sources {
+                expected.largest_key = expected.largest_key.max(source.files.largest_key()?);
+            }
+        }
+        Ok(expected)
+    }
+
     fn progress(&self, what: &str, done: u64) {
         self.observer.progress(Progress { what, table: &self.spec.name, done, total: self.num_keys() });
     }
 
     fn load(&self) -> Result<Loaded> {
-        let mut load = self.truth.begin_load(self.table, self.num_keys())?;
+        let mut load = self.truth.begin_load(self.table, self.expected()?)?;
         let mut record = TableRecord { sources: Vec::new() };
         let mut done = 0;
         let mut shared = 0;
@@ -323,7 +334,7 @@ pub fn fill_cache(
     if max_rows == Some(0) {
         return Ok(0);
     }
-    cache.reserve(table, expected_rows)?;
+    cache.reserve(table, Expected::rows(expected_rows))?;
     let snapshot = clock.snapshot();
     let mut carried = 0;
     let report =

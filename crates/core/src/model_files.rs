@@ -158,23 +158,42 @@ impl ModelFiles {
     /// # Errors
     /// As [`Self::read`]; `OutOfMemory`.
     pub fn read_keys(&self, most: u64) -> Result<Vec<Key>> {
-        let path = self.directory.join("key");
-        let mut file = open_file(&path)?;
         let wanted = usize::try_from(most.min(self.num_keys())).unwrap_or(usize::MAX);
         let mut keys = Vec::new();
         keys.try_reserve_exact(wanted).map_err(|why| {
+            let path = self.directory.join("key");
             Error::new(ErrorKind::OutOfMemory, format!("{}: no memory for its keys", path.display()))
                 .caused_by(why)
         })?;
-        let mut bytes = Vec::new();
-        while keys.len() < wanted {
-            let piece = (wanted - keys.len()).min(1 << 16);
-            fill(&mut file, &path, &mut bytes, piece * KEY_BYTES)?;
-            for &raw in bytes.as_chunks::<KEY_BYTES>().0 {
-                keys.push(self.key(i64::from_le_bytes(raw), keys.len() as u64)?);
-            }
-        }
+        self.each_key(wanted as u64, |key| keys.push(key))?;
         Ok(keys)
+    }
+
+    /// The largest key. Reads the `key` file.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn largest_key(&self) -> Result<Option<Key>> {
+        let mut largest = None;
+        self.each_key(self.num_keys(), |key| largest = largest.max(Some(key)))?;
+        Ok(largest)
+    }
+
+    /// Shows the first `wanted` keys, in order.
+    fn each_key(&self, wanted: u64, mut visit: impl FnMut(Key)) -> Result<()> {
+        let path = self.directory.join("key");
+        let mut file = open_file(&path)?;
+        let mut bytes = Vec::new();
+        let mut done = 0;
+        while done < wanted {
+            let piece = (wanted - done).min(1 << 16);
+            fill(&mut file, &path, &mut bytes, piece as usize * KEY_BYTES)?;
+            for (&raw, position) in bytes.as_chunks::<KEY_BYTES>().0.iter().zip(done..) {
+                visit(self.key(i64::from_le_bytes(raw), position)?);
+            }
+            done += piece;
+        }
+        Ok(())
     }
 
     fn key(&self, raw: i64, position: u64) -> Result<Key> {

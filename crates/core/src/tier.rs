@@ -103,6 +103,22 @@ pub trait Tier: Send + Sync {
     fn usage(&self, table: TableId) -> Result<TierUsage>;
 }
 
+/// What is known of a table before its rows come. Nothing goes wrong if it turns out otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// How many rows it will have.
+    pub rows: u64,
+    /// No key will be larger; None if nobody has looked.
+    pub largest_key: Option<Key>,
+}
+
+impl Expected {
+    /// So many rows, of any keys.
+    pub fn rows(rows: u64) -> Self {
+        Self { rows, largest_key: None }
+    }
+}
+
 /// Rows on their way up, with the evidence that they may still be current.
 #[derive(Clone, Copy, Debug)]
 pub struct Promotion<'a> {
@@ -134,11 +150,11 @@ pub trait CacheTier: Tier {
     /// As [`Tier::insert`].
     fn promote(&self, table: TableId, promotion: Promotion<'_>) -> Result<u64>;
 
-    /// Says how many rows the table is about to hold, so that memory is taken once and exactly.
+    /// Says what the table is about to hold, so that memory is taken once and exactly.
     ///
     /// # Errors
     /// `OutOfMemory`.
-    fn reserve(&self, table: TableId, num_rows: u64) -> Result<()>;
+    fn reserve(&self, table: TableId, expected: Expected) -> Result<()>;
 }
 
 /// What the truth holds under a table's name.
@@ -175,7 +191,7 @@ pub trait TruthTier: Tier {
     ///
     /// # Errors
     /// `Storage`; `Unsupported` if the tier was opened read-only or the table is being loaded already.
-    fn begin_load(&self, table: TableId, expected_rows: u64) -> Result<Box<dyn TableLoad + '_>>;
+    fn begin_load(&self, table: TableId, expected: Expected) -> Result<Box<dyn TableLoad + '_>>;
 
     /// Shows every row once, in an order of the tier's choice. Rows written during the scan may be seen old or new.
     ///

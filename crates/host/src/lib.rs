@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! HostTier          tier.rs       one entry per table; a load builds a new table beside and swaps it in
-//!   Table           table.rs      partitions (mix(key) % P), each behind its own lock; writes grouped by partition
+//!   Table           table.rs      partitions, each behind its own lock; writes grouped by partition (group.rs)
 //!                   lookup.rs     the read path: a pipeline of prefetches over a batch
 //!     Partition     partition.rs  what one lock guards; eviction
-//!       Index       index.rs      key -> slot: bucketed cuckoo hashing, one cache line per bucket
+//!       Direct      direct.rs     key -> slot for keys that lie close together: by arithmetic
+//!       Index       index.rs      key -> slot for all others: bucketed cuckoo hashing, one cache line per bucket
 //!       Slabs       slab.rs       slot -> row: equal rows in large blocks of the allocator
 //!       Marks       marks.rs      slot -> how recently or often used, if a policy asks
 //! ```
@@ -20,12 +21,13 @@
 //!   in blocks of the allocator that was handed in, so that a GPU may read rows by itself.
 //! * A table takes at most 16 bytes per row beyond the row, its 8-byte key included, from a million rows on, with up to
 //!   16 partitions and rows of up to 512 bytes. Hundreds of partitions, or wider rows under an eviction policy, cost
-//!   up to 2 bytes more: the last slab of each partition is half empty.
+//!   up to 2 bytes more: the last slab of each partition is half empty. Keys that lie close together cost next to nothing.
 //!
 //! The crate knows no GPU and no disk, and starts no thread. Memory of erased rows is reused by the table, and given
 //! back to the system when the table is dropped.
 
 mod array;
+mod direct;
 mod group;
 mod index;
 mod lookup;

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use hps_core::key::mix;
 use hps_core::{Error, ErrorKind, Key, Result};
 
+use crate::direct::{Direct, DirectView};
 use crate::index::{Index, IndexView};
 use crate::marks::Marks;
+use crate::prefetch::prefetch;
 use crate::random::{Random, Sample};
 use crate::settings::Limit;
-use crate::slab::{Arena, Slabs, SlabsView, reserve_slowly};
+use crate::slab::{Arena, FEW_SLABS, MANY_SLABS, Slabs, SlabsView, reserve_slowly};
 
 /// What lookups read of a partition while its lock is held, side by side.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct View<'p> {
+    pub(crate) direct: DirectView<'p>,
     pub(crate) index: IndexView<'p>,
     pub(crate) slabs: SlabsView<'p>,
     pub(crate) marks: Option<&'p Marks>,
@@ -24,6 +27,8 @@ pub(crate) struct View<'p> {
 /// A part of a table.
 #[derive(Debug)]
 pub(crate) struct Partition {
+    /// For tables without a limit, whose rows devices do not read.
+    direct: Option<Direct>,
     index: Index,
     slabs: Slabs,
     marks: Option<Marks>,
@@ -45,6 +50,7 @@ impl Partition {
     ) -> Result<Self> {
         let marks = limit.as_ref().and_then(Marks::new);
         Ok(Self {
+            direct: None,
             // Marks take two of the bytes that a row may cost, so the index gets fewer.
             index: Index::new(marks.is_some())?,
             slabs: Slabs::new(row_bytes, arena),
@@ -63,23 +69,45 @@ impl Partition {
 
     /// Number of rows.
     pub(crate) fn len(&self) -> usize {
-        self.index.len()
+        self.index.len() + self.direct.as_ref().map_or(0, Direct::len)
     }
 
     /// Bytes taken beside the arena's.
     pub(crate) fn num_bytes(&self) -> usize {
         let replaced = self.replaced.as_ref().map_or(0, |slots| slots.capacity() * size_of::<u32>());
         let marks = self.marks.as_ref().map_or(0, Marks::num_bytes);
-        self.index.num_bytes() + self.slabs.num_bytes() + marks + replaced
+        let direct = self.direct.as_ref().map_or(0, Direct::num_bytes);
+        self.index.num_bytes() + self.slabs.num_bytes() + marks + replaced + direct
     }
 
-    /// Prepares for `num_rows` rows, or for the margin if that is less. Returns the slabs to be reserved for them, as
-    /// number and bytes of each.
-    pub(crate) fn reserve(&mut self, num_rows: usize) -> Result<(usize, usize)> {
-        let num_rows = self.limit.map_or(num_rows, |limit| num_rows.min(limit.margin));
-        self.index.reserve(num_rows)?;
-        self.slabs.reserve(num_rows)?;
-        self.slabs.lacking(num_rows)
+    /// Prepares for `num_rows` rows, `num_keys` of them with keys in the index, or for the margin if that is less; partitions of the
+    /// table will have `typical_rows` each. Returns the slabs to be reserved for them, as number and bytes of each.
+    pub(crate) fn reserve(
+        &mut self,
+        typical_rows: usize,
+        num_rows: usize,
+        num_keys: usize,
+    ) -> Result<(usize, usize)> {
+        let most = self.limit.map_or(usize::MAX, |limit| limit.margin);
+        self.index.reserve(num_keys.min(most))?;
+        let num_slabs = if num_keys < num_rows { FEW_SLABS } else { MANY_SLABS };
+        self.slabs.expect_rows(typical_rows.min(most), num_slabs);
+        self.slabs.reserve(num_rows.min(most))?;
+        self.slabs.lacking(num_rows.min(most))
+    }
+
+    /// True if it never had a row.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.slabs.is_untouched()
+    }
+
+    /// From now on keys have the slots of `direct`, if it still never had a row.
+    pub(crate) fn give_slots(&mut self, direct: Direct, num_slots: usize) -> Result<()> {
+        if self.is_untouched() {
+            self.slabs.take_first(num_slots)?;
+            self.direct = Some(direct);
+        }
+        Ok(())
     }
 
     /// Lets time pass for the policy; see [`Marks::tick`].
@@ -92,6 +120,7 @@ impl Partition {
     /// What lookups read, for `num_accesses` of them: see [`Self::tick`].
     pub(crate) fn view(&self, num_accesses: usize) -> View<'_> {
         View {
+            direct: self.direct.as_ref().map(Direct::view).unwrap_or_default(),
             index: self.index.view(),
             slabs: self.slabs.view(),
             marks: self.marks.as_ref(),
@@ -101,11 +130,24 @@ impl Partition {
 
     /// Asks for the memory where a key will be looked for.
     pub(crate) fn approach(&self, key: Key) {
-        self.index.view().approach(mix(key));
+        match self.direct_slot(key) {
+            Some(slot) => self.slabs.row(slot).into_iter().for_each(prefetch),
+            None => drop(self.index.view().approach(mix(key))),
+        }
+    }
+
+    /// The slot that is a key's, if it needs no index for it.
+    fn direct_slot(&self, key: Key) -> Option<u32> {
+        self.direct.as_ref()?.slot(key)
     }
 
     /// The slot of a key.
     pub(crate) fn find(&self, key: Key) -> Option<u32> {
+        if let Some(direct) = &self.direct
+            && let Some(slot) = direct.slot(key)
+        {
+            return direct.holds(slot).then_some(slot);
+        }
         self.index.find(key)
     }
 
@@ -136,7 +178,7 @@ impl Partition {
 
     /// Every key.
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
-        self.index.iter().map(|(key, _)| key)
+        self.direct.iter().flat_map(Direct::keys).chain(self.index.iter().map(|(key, _)| key))
     }
 
     // ---- writing ----
@@ -165,6 +207,11 @@ impl Partition {
 
     /// Removes a key if it is present.
     pub(crate) fn erase(&mut self, key: Key) {
+        if let Some(direct) = &mut self.direct
+            && let Some(slot) = direct.slot(key)
+        {
+            return direct.set(slot, false);
+        }
         let Some(slot) = self.index.remove(key) else { return };
         let Some(replaced) = &mut self.replaced else { return self.slabs.release(slot) };
         // Without memory to remember it the slot is lost, which is better than to use it too early.
@@ -206,6 +253,13 @@ impl Partition {
 
     /// Adds a key that is not there. All memory is had before the first change.
     fn add(&mut self, key: Key, row: &[u8]) -> Result<()> {
+        if let Some(direct) = &mut self.direct
+            && let Some(slot) = direct.slot(key)
+        {
+            write_row(&mut self.slabs, slot, row)?;
+            direct.set(slot, true);
+            return Ok(());
+        }
         if let Some(limit) = self.limit
             && self.len() >= limit.margin
         {

@@ -31,7 +31,9 @@ const ALIGNMENTS_PER_PAGE: usize = PAGE_BYTES / ALIGNMENT;
 const SLAB_BYTES: usize = 24 << 10;
 const MIN_ROWS_PER_SLAB: usize = 16;
 /// Partitions that are known to become large take larger slabs, so that the pointers stay in the processor's cache.
-const SLABS_PER_PARTITION: usize = 4096;
+pub(crate) const MANY_SLABS: usize = 4096;
+/// The same where it is known that the last slab is full as well.
+pub(crate) const FEW_SLABS: usize = 512;
 const MAX_SLAB_BYTES: usize = 2 << 20;
 const MIN_BLOCK_BYTES: usize = 128 << 10;
 const MAX_BLOCK_BYTES: usize = 64 << 20;
@@ -179,16 +181,16 @@ impl Slabs {
     /// No rows yet. `row_bytes` is at least [`MIN_ROW_BYTES`].
     pub(crate) fn new(row_bytes: usize, arena: Arc<Arena>) -> Self {
         let mut slabs = Self { row_bytes, shift: 0, slabs: Vec::new(), fresh: 0, free: NO_SLOT, arena };
-        slabs.expect_rows(0);
+        slabs.expect_rows(0, MANY_SLABS);
         slabs
     }
 
-    /// Chooses the size of slabs for that many rows, if there is no slab yet.
-    pub(crate) fn expect_rows(&mut self, num_rows: usize) {
+    /// Chooses the size of slabs for that many rows in about so many slabs, if there is no slab yet.
+    pub(crate) fn expect_rows(&mut self, num_rows: usize, num_slabs: usize) {
         if !self.slabs.is_empty() {
             return;
         }
-        let slab_bytes = (num_rows.saturating_mul(self.row_bytes) / SLABS_PER_PARTITION)
+        let slab_bytes = (num_rows.saturating_mul(self.row_bytes) / num_slabs.max(1))
             .clamp(SLAB_BYTES, MAX_SLAB_BYTES)
             .max(self.row_bytes.saturating_mul(MIN_ROWS_PER_SLAB));
         // At least two rows: marks behind the rows begin at an even place then.
@@ -217,7 +219,6 @@ impl Slabs {
 
     /// Prepares for `num_rows` rows; the slabs themselves stay with the arena until they are needed.
     pub(crate) fn reserve(&mut self, num_rows: usize) -> Result<()> {
-        self.expect_rows(num_rows);
         let num_slabs = num_rows.div_ceil(self.rows_per_slab());
         self.slabs.try_reserve_exact(num_slabs.saturating_sub(self.slabs.len())).map_err(out_of_memory)
     }
@@ -228,11 +229,29 @@ impl Slabs {
         Ok((num_slabs, self.slab_bytes().ok_or_else(too_large)?))
     }
 
+    /// True if no slot was ever taken.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.fresh == 0
+    }
+
+    /// Takes the first `num_slots` slots, of which none was taken before. After an error none is taken.
+    pub(crate) fn take_first(&mut self, num_slots: usize) -> Result<()> {
+        while self.num_slots() < num_slots {
+            self.add_slab()?;
+        }
+        self.fresh = u32::try_from(num_slots).map_err(|_| too_large())?;
+        Ok(())
+    }
+
     /// Makes sure that [`Self::take`] succeeds once.
     pub(crate) fn reserve_one(&mut self) -> Result<()> {
         if self.free != NO_SLOT || (self.fresh as usize) < self.num_slots() {
             return Ok(());
         }
+        self.add_slab()
+    }
+
+    fn add_slab(&mut self) -> Result<()> {
         if self.num_slots() + self.rows_per_slab() > NO_SLOT as usize {
             return Err(Error::new(
                 ErrorKind::OutOfMemory,
@@ -442,6 +461,7 @@ mod tests {
     #[test]
     fn reserved_slabs_need_no_further_block() {
         let mut slabs = slabs(128);
+        slabs.expect_rows(100_000, MANY_SLABS);
         slabs.reserve(100_000).unwrap();
         let (num_slabs, slab_bytes) = slabs.lacking(100_000).unwrap();
         slabs.arena.reserve(num_slabs, slab_bytes).unwrap();

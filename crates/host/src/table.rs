@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use hps_core::device::AddressVisitor;
 use hps_core::memory::BlockAllocator;
-use hps_core::tier::{Promotion, TierUsage, Visitor};
+use hps_core::tier::{Expected, Promotion, TierUsage, Visitor};
 use hps_core::{Error, ErrorKind, Key, Result, Rows};
 use parking_lot::RwLock;
 
+use crate::direct::Pages;
 use crate::group::{Groups, Partitioner};
 use crate::partition::Partition;
 use crate::settings::Limit;
@@ -39,6 +40,8 @@ pub(crate) struct Table {
     arena: Arc<Arena>,
     /// Devices may read rows by themselves.
     serves_devices: bool,
+    /// Slots may belong to keys for good: rows are neither evicted nor moved.
+    may_be_direct: bool,
 }
 
 impl Table {
@@ -59,22 +62,45 @@ impl Table {
             let partition = Partition::new(row_bytes, limit, serves_devices, Arc::clone(&arena))?;
             shards.push(Shard(RwLock::new(partition)));
         }
-        let partitioner = Partitioner::new(num_partitions);
-        Ok(Self { row_bytes, partitioner, shards, arena, serves_devices })
+        let partitioner = match limit {
+            None => Partitioner::by_page(num_partitions),
+            Some(_) => Partitioner::by_key(num_partitions),
+        };
+        let may_be_direct = limit.is_none() && !serves_devices;
+        Ok(Self { row_bytes, partitioner, shards, arena, serves_devices, may_be_direct })
     }
 
-    /// Prepares for `num_rows` rows in all, spread evenly.
-    pub(crate) fn reserve(&self, num_rows: u64) -> Result<()> {
-        let num_rows =
-            usize::try_from(num_rows.div_ceil(self.shards.len().max(1) as u64)).unwrap_or(usize::MAX);
+    /// Prepares for what is expected of it.
+    pub(crate) fn reserve(&self, expected: Expected) -> Result<()> {
+        let spread =
+            |rows: u64| usize::try_from(rows.div_ceil(self.shards.len().max(1) as u64)).unwrap_or(usize::MAX);
+        let typical_rows = spread(expected.rows);
+        let mut pages = match self.may_be_direct {
+            true => Pages::plan(expected, self.row_bytes, self.partitioner)?,
+            false => None,
+        };
         let mut num_slabs = 0usize;
         let mut slab_bytes = 0;
-        for shard in &self.shards {
-            let lacking = shard.0.write().reserve(num_rows)?;
+        for (number, shard) in self.shards.iter().enumerate() {
+            let mut partition = shard.0.write();
+            let lacking = match &pages {
+                Some(pages) if partition.is_untouched() => {
+                    let others = spread(expected.rows.saturating_sub(pages.num_slots() as u64));
+                    partition.reserve(typical_rows, pages.num_slots_of(number) + others, others)?
+                }
+                _ => partition.reserve(typical_rows, typical_rows, typical_rows)?,
+            };
             num_slabs = num_slabs.saturating_add(lacking.0);
             slab_bytes = slab_bytes.max(lacking.1);
         }
-        self.arena.reserve(num_slabs, slab_bytes)
+        self.arena.reserve(num_slabs, slab_bytes)?;
+        let Some(pages) = &mut pages else { return Ok(()) };
+        for (number, shard) in self.shards.iter().enumerate() {
+            let num_slots = pages.num_slots_of(number);
+            let direct = pages.slots_of(number)?;
+            shard.0.write().give_slots(direct, num_slots)?;
+        }
+        Ok(())
     }
 
     /// Adds or overwrites rows.

@@ -7,7 +7,7 @@ use arc_swap::{ArcSwap, Guard};
 use hps_core::device::{AddressVisitor, ReachableRows};
 use hps_core::memory::BlockAllocator;
 use hps_core::tier::{
-    CacheTier, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
+    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
 };
 use hps_core::{Batch, Error, ErrorKind, Key, Result, Rows, RowsMut, TableId};
 use parking_lot::Mutex;
@@ -186,8 +186,8 @@ impl CacheTier for HostTier {
         self.with(table, |table| table.promote(promotion))
     }
 
-    fn reserve(&self, table: TableId, num_rows: u64) -> Result<()> {
-        self.with(table, |table| table.reserve(num_rows))
+    fn reserve(&self, table: TableId, expected: Expected) -> Result<()> {
+        self.with(table, |table| table.reserve(expected))
     }
 }
 
@@ -210,7 +210,7 @@ impl TruthTier for HostTier {
     }
 
     /// `Unsupported` while another load of the table is under way.
-    fn begin_load(&self, table: TableId, expected_rows: u64) -> Result<Box<dyn TableLoad + '_>> {
+    fn begin_load(&self, table: TableId, expected: Expected) -> Result<Box<dyn TableLoad + '_>> {
         let entry = self.entry(table)?;
         if entry.is_loading.swap(true, Ordering::AcqRel) {
             return Err(Error::new(ErrorKind::Unsupported, "the table is being loaded already")
@@ -218,7 +218,7 @@ impl TruthTier for HostTier {
         }
         let turn = LoadTurn(entry);
         let table = self.new_table(&entry.spec, &entry.place)?;
-        table.reserve(expected_rows).map_err(|error| error.at("table", &entry.spec.name))?;
+        table.reserve(expected).map_err(|error| error.at("table", &entry.spec.name))?;
         Ok(Box::new(HostLoad { turn, table }))
     }
 

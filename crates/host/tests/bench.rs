@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use common::{POLICIES, TABLE, limited, open, unlimited};
 use hps_core::key::mix;
-use hps_core::tier::{CacheTier, Tier};
+use hps_core::tier::{CacheTier, Expected, Tier};
 use hps_core::{Batch, Key, Rows, RowsMut};
 use hps_host::HostTier;
 
@@ -18,7 +18,7 @@ const NUM_ROWS: u64 = 1_000_000;
 const BATCHES: u64 = 32;
 
 fn fill(tier: &HostTier, row_bytes: usize) -> f64 {
-    tier.reserve(TABLE, NUM_ROWS).unwrap();
+    tier.reserve(TABLE, Expected::rows(NUM_ROWS)).unwrap();
     let keys: Vec<Key> = (0..NUM_ROWS).map(|i| mix(i ^ 0x5555)).collect();
     let rows = vec![1u8; 8_192 * row_bytes];
     let began = Instant::now();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{POLICIES, TABLE, limited, open, unlimited};
 use hps_core::key::mix;
-use hps_core::tier::{CacheTier, Promotion, Tier, TruthTier};
+use hps_core::tier::{CacheTier, Expected, Promotion, Tier, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Batch, Key, Rows, RowsMut};
 use hps_host::{HostSettings, HostTier};
@@ -59,7 +59,11 @@ impl Writer<'_> {
                 let promotion = Promotion { keys: &keys, rows, clock: self.clock, snapshot: &snapshot };
                 self.tier.promote(TABLE, promotion).unwrap();
             }
-            _ => self.tier.reserve(TABLE, self.state % 40_000).unwrap(),
+            _ => {
+                let largest_key = self.state.is_multiple_of(3).then_some(NUM_KEYS - 1);
+                let expected = Expected { rows: self.state % 40_000, largest_key };
+                self.tier.reserve(TABLE, expected).unwrap();
+            }
         }
     }
 }
@@ -87,8 +91,9 @@ fn read(tier: &HostTier, mut state: u64, done: &AtomicBool) -> u64 {
     seen
 }
 
-fn churn(settings: HostSettings, duration: Duration) {
+fn churn(settings: HostSettings, expected: Expected, duration: Duration) {
     let tier = open(settings, SIZE);
+    tier.reserve(TABLE, expected).unwrap();
     let (version, clock, done) = (AtomicU64::new(0), UpdateClock::default(), AtomicBool::new(false));
     let seen = std::thread::scope(|scope| {
         let readers: Vec<_> = (0..2u64)
@@ -136,10 +141,13 @@ fn churn(settings: HostSettings, duration: Duration) {
 #[test]
 fn readers_see_whole_rows_of_their_keys_whatever_writers_do() {
     let duration = Duration::from_millis(700);
-    churn(unlimited(1), duration);
-    churn(unlimited(16), duration);
+    let nothing = Expected::default();
+    churn(unlimited(1), nothing, duration);
+    churn(unlimited(16), nothing, duration);
+    // Most keys have slots of their own.
+    churn(unlimited(3), Expected { rows: NUM_KEYS, largest_key: Some(NUM_KEYS - 1) }, duration);
     for policy in POLICIES {
-        churn(limited(3, 1_500, policy, 0.8), duration);
+        churn(limited(3, 1_500, policy, 0.8), nothing, duration);
     }
 }
 
@@ -148,7 +156,8 @@ fn readers_see_the_old_table_or_the_new_one_whole_when_a_load_commits() {
     let tier = open(unlimited(4), SIZE);
     let keys: Vec<Key> = (0..2_000).collect();
     let load = |version: u64| {
-        let mut load = tier.begin_load(TABLE, 2_000).unwrap();
+        let largest_key = version.is_multiple_of(2).then_some(1_999);
+        let mut load = tier.begin_load(TABLE, Expected { rows: 2_000, largest_key }).unwrap();
         for keys in keys.chunks(500) {
             let bytes: Vec<u8> = keys.iter().flat_map(|&key| row(key, version)).collect();
             load.put(keys, Rows::new(&bytes, SIZE).unwrap()).unwrap();

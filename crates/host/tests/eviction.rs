@@ -6,7 +6,7 @@ mod common;
 use common::{POLICIES, TABLE, insert, limited, lookup, open, present};
 use hps_core::key::mix;
 use hps_core::testing::{row_of, rows_of};
-use hps_core::tier::{CacheTier, Promotion, Tier, TruthTier};
+use hps_core::tier::{CacheTier, Expected, Promotion, Tier, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Key, Rows};
 use hps_host::{EvictionPolicy, HostTier};
@@ -217,7 +217,7 @@ fn a_load_under_a_limit_counts_evicted_keys_too() {
     let tier = open(limited(1, 100, EvictionPolicy::Random, 0.8), SIZE);
     let keys: Vec<Key> = (0..150).collect();
     let rows = rows_of(&keys, 1, SIZE);
-    let mut load = tier.begin_load(TABLE, 150).unwrap();
+    let mut load = tier.begin_load(TABLE, Expected::rows(150)).unwrap();
     load.put(&keys, Rows::new(&rows, SIZE).unwrap()).unwrap();
     assert_eq!(load.commit("record").unwrap(), 150);
     assert!(num_rows(&tier) <= 100);

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use common::{FailingAllocator, POLICIES, TABLE, insert, limited, lookup, open, open_with, spec, unlimited};
 use hps_core::memory::MmapAllocator;
 use hps_core::testing::{row_of, rows_of};
-use hps_core::tier::{CacheTier, Held, Tier, TruthTier};
+use hps_core::tier::{CacheTier, Expected, Held, Tier, TruthTier};
 use hps_core::{Batch, ErrorKind, Key, Rows, RowsMut};
 use hps_host::{HostSettings, HostTier};
 
@@ -82,31 +82,34 @@ fn a_load_that_fails_leaves_what_was_held() {
     let tier = open_with(unlimited(2), SIZE, Arc::clone(&allocator) as _);
     let keys: Vec<Key> = (0..100).collect();
     let rows = rows_of(&keys, 1, SIZE);
-    let mut load = tier.begin_load(TABLE, 100).unwrap();
+    let mut load = tier.begin_load(TABLE, Expected::rows(100)).unwrap();
     load.put(&keys, Rows::new(&rows, SIZE).unwrap()).unwrap();
     load.commit("first").unwrap();
     allocator.blocks_left.store(0, Ordering::Relaxed);
-    assert_eq!(tier.begin_load(TABLE, 100).err().unwrap().kind(), ErrorKind::OutOfMemory);
-    assert_eq!(tier.begin_load(TABLE, u64::MAX).err().unwrap().kind(), ErrorKind::OutOfMemory);
+    assert_eq!(tier.begin_load(TABLE, Expected::rows(100)).err().unwrap().kind(), ErrorKind::OutOfMemory);
+    assert_eq!(
+        tier.begin_load(TABLE, Expected::rows(u64::MAX)).err().unwrap().kind(),
+        ErrorKind::OutOfMemory
+    );
     assert_eq!(tier.held(TABLE).unwrap(), Held::Table("first".into()));
     assert!(lookup(&tier, SIZE, &keys).iter().all(Option::is_some));
     // The failed loads are over: another may begin.
     allocator.blocks_left.store(usize::MAX, Ordering::Relaxed);
-    let load = tier.begin_load(TABLE, 100).unwrap();
-    assert_eq!(tier.begin_load(TABLE, 100).err().unwrap().kind(), ErrorKind::Unsupported);
+    let load = tier.begin_load(TABLE, Expected::rows(100)).unwrap();
+    assert_eq!(tier.begin_load(TABLE, Expected::rows(100)).err().unwrap().kind(), ErrorKind::Unsupported);
     drop(load);
-    assert!(tier.begin_load(TABLE, 0).is_ok());
+    assert!(tier.begin_load(TABLE, Expected::rows(0)).is_ok());
 }
 
 #[test]
 fn sizes_beyond_any_memory_are_refused() {
     let tier = open(unlimited(2), SIZE);
     for num_rows in [u64::MAX, u64::MAX / 2, 1 << 50] {
-        assert_eq!(tier.reserve(TABLE, num_rows).unwrap_err().kind(), ErrorKind::OutOfMemory);
+        assert_eq!(tier.reserve(TABLE, Expected::rows(num_rows)).unwrap_err().kind(), ErrorKind::OutOfMemory);
     }
     insert(&tier, SIZE, &[1], 1);
     let huge = open(unlimited(2), usize::MAX / 4);
-    assert_eq!(huge.reserve(TABLE, 1_000).unwrap_err().kind(), ErrorKind::OutOfMemory);
+    assert_eq!(huge.reserve(TABLE, Expected::rows(1_000)).unwrap_err().kind(), ErrorKind::OutOfMemory);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use common::{POLICIES, TABLE, limited, open, unlimited};
 use hps_core::key::mix;
-use hps_core::tier::{CacheTier, Tier};
+use hps_core::tier::{CacheTier, Expected, Tier};
 use hps_core::{Key, Rows};
 use hps_host::{HostSettings, HostTier};
 
@@ -38,7 +38,7 @@ fn measure(settings: HostSettings, row_bytes: usize, is_reserved: bool) -> (f64,
     let before = resident_bytes();
     let tier = open(settings, row_bytes);
     if is_reserved {
-        tier.reserve(TABLE, NUM_ROWS).unwrap();
+        tier.reserve(TABLE, Expected::rows(NUM_ROWS)).unwrap();
     }
     let beyond = |bytes: u64, rows: u64| bytes as f64 / rows as f64 - row_bytes as f64;
     let mut worst = (0f64, 0f64);
@@ -100,6 +100,23 @@ fn a_row_takes_at_most_sixteen_bytes_more_than_its_own() {
         let line = text.lines().find(|line| line.starts_with("beyond")).unwrap_or("no figures");
         println!("{line}");
         assert!(output.status.success(), "case {case}: {line}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn keys_that_lie_close_together_take_no_index() {
+    for row_bytes in [4, 132, 512] {
+        let tier = open(unlimited(16), row_bytes);
+        tier.reserve(TABLE, Expected { rows: NUM_ROWS, largest_key: Some(NUM_ROWS - 1) }).unwrap();
+        let rows = vec![7u8; 1_000 * row_bytes];
+        for start in (0..NUM_ROWS).step_by(1_000) {
+            let keys: Vec<Key> = (start..start + 1_000).collect();
+            tier.insert(TABLE, &keys, Rows::new(&rows, row_bytes).unwrap()).unwrap();
+        }
+        let usage = tier.usage(TABLE).unwrap();
+        let beyond = usage.bytes as f64 / usage.rows as f64 - row_bytes as f64;
+        println!("beyond a row of {row_bytes} bytes: {beyond:.2} bytes");
+        assert!(usage.rows == NUM_ROWS && beyond < 1.5, "{usage:?}: {beyond} bytes per row");
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use common::{TABLE, limited, lookup, open, unlimited};
 use hps_core::testing::{row_of, rows_of};
-use hps_core::tier::{CacheTier, Promotion, Tier, TruthTier};
+use hps_core::tier::{CacheTier, Expected, Promotion, Tier, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Key, Rows};
 use hps_host::{EvictionPolicy, HostTier};
@@ -21,13 +21,24 @@ enum Action {
     Erase(Vec<Key>),
     Promote { keys: Vec<Key>, written_meanwhile: Vec<Key> },
     Lookup(Vec<Key>),
-    Reserve(u64),
+    Reserve(Expected),
 }
 
-/// Few enough keys to meet again, of the kinds that hash tables trip over.
+/// Keys around the pages whose keys have slots of their own if the table is expected to have them all.
+const CLOSE: std::ops::Range<Key> = 2_000..3_100;
+
+fn expected() -> impl Strategy<Value = Expected> {
+    prop_oneof![
+        (0..2_000u64).prop_map(Expected::rows),
+        (1_000..4_000u64).prop_map(|rows| Expected { rows, largest_key: Some(rows - 1) }),
+    ]
+}
+
+/// Few enough keys to meet again, of the kinds that tables trip over.
 fn key() -> impl Strategy<Value = Key> {
     prop_oneof![
-        6 => 0..200u64,
+        4 => 0..200u64,
+        2 => CLOSE,
         1 => (0..40u64).prop_map(|i| i << 32),
         1 => (0..40u64).prop_map(|i| i << 57),
         1 => (0..10u64).prop_map(|i| u64::MAX - i),
@@ -47,7 +58,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (keys(60), keys(3))
             .prop_map(|(keys, written_meanwhile)| Action::Promote { keys, written_meanwhile }),
         3 => keys(100).prop_map(Action::Lookup),
-        1 => (0..2_000u64).prop_map(Action::Reserve),
+        1 => expected().prop_map(Action::Reserve),
     ]
 }
 
@@ -90,7 +101,7 @@ impl Run {
             }
             Action::Promote { keys, written_meanwhile } => self.promote(keys, written_meanwhile),
             Action::Lookup(keys) => drop(self.check(keys)),
-            Action::Reserve(num_rows) => self.tier.reserve(TABLE, *num_rows).unwrap(),
+            Action::Reserve(expected) => self.tier.reserve(TABLE, *expected).unwrap(),
         }
         // Whether devices read rows makes no difference to anybody else.
         match self.version % 4 {
@@ -201,9 +212,11 @@ proptest! {
         num_partitions in 1usize..20,
         row_bytes in prop::sample::select(&ROW_BYTES[..]),
         serves_devices in any::<bool>(),
+        first in prop::option::of(expected().prop_map(Action::Reserve)),
         actions in prop::collection::vec(action(), 1..40),
     ) {
         let settings = hps_host::HostSettings { serves_devices, ..unlimited(num_partitions) };
+        let actions: Vec<Action> = first.into_iter().chain(actions).collect();
         run(settings, row_bytes, &actions);
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hps_core::batch::Batch;
 use hps_core::key::{Key, TableId};
 use hps_core::row::{Rows, RowsMut};
-use hps_core::tier::{Held, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor};
+use hps_core::tier::{Expected, Held, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor};
 use hps_core::{Error, ErrorKind, Result};
 use rocksdb::properties;
 
@@ -191,7 +191,7 @@ impl TruthTier for SsdTier {
 
     /// Loads of different tables may run at once. The rows take their place on disk beside the old ones until the
     /// commit, and up to twice it while the commit sorts them.
-    fn begin_load(&self, table: TableId, _expected_rows: u64) -> Result<Box<dyn TableLoad + '_>> {
+    fn begin_load(&self, table: TableId, _expected: Expected) -> Result<Box<dyn TableLoad + '_>> {
         let table = self.writable_table(table, "load a table")?;
         let name = table.begin_load(&self.database)?;
         Ok(Box::new(SsdLoad {

@@ -18,7 +18,7 @@ use common::{TABLE, child_command, load, one_table, open, open_read_only, role, 
 use hps_core::key::Key;
 use hps_core::row::Rows;
 use hps_core::testing::{lookup, row_of, rows_of};
-use hps_core::tier::{Held, Tier, TruthTier};
+use hps_core::tier::{Expected, Held, Tier, TruthTier};
 use hps_core::{Batch, ErrorKind, RowsMut};
 use hps_ssd::SsdTier;
 
@@ -146,7 +146,7 @@ fn with_a_full_disk() {
     let Some((_, path)) = role() else { return };
     let tier = open(&path, &one_table());
     assert_eq!(tier.held(TABLE).unwrap(), Held::Table("before".into()));
-    let mut load = tier.begin_load(TABLE, 0).unwrap();
+    let mut load = tier.begin_load(TABLE, Expected::rows(0)).unwrap();
     let keys: Vec<Key> = (0..400_000).collect();
     let mut result = Ok(());
     for keys in keys.chunks(10_000) {

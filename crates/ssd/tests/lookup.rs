@@ -17,7 +17,7 @@ use hps_core::batch::Batch;
 use hps_core::key::{Key, KeyWidth, mix};
 use hps_core::row::{Rows, RowsMut};
 use hps_core::testing::{hostile_keys, lookup, row_of, rows_of};
-use hps_core::tier::{Tier, TruthTier};
+use hps_core::tier::{Expected, Tier, TruthTier};
 use hps_core::{ErrorKind, TableId};
 use hps_ssd::{SsdSettings, SsdTier};
 
@@ -171,8 +171,8 @@ fn a_scan_shows_one_moment_and_outlives_a_replacement() {
 fn only_one_load_of_a_table_runs_at_a_time_and_a_dropped_one_frees_it() {
     let directory = tempfile::tempdir().unwrap();
     let tier = open(directory.path(), &one_table());
-    let first = tier.begin_load(TABLE, 1).unwrap();
-    let Err(error) = tier.begin_load(TABLE, 1) else { panic!("a second load began") };
+    let first = tier.begin_load(TABLE, Expected::rows(1)).unwrap();
+    let Err(error) = tier.begin_load(TABLE, Expected::rows(1)) else { panic!("a second load began") };
     assert!(error.to_string().contains("sparse_embedding0"), "{error}");
     // What is inserted meanwhile goes to the rows that are served, here none before.
     tier.insert(TABLE, &[9], Rows::new(&rows_of(&[9], 1, 64), 64).unwrap()).unwrap();
@@ -180,6 +180,8 @@ fn only_one_load_of_a_table_runs_at_a_time_and_a_dropped_one_frees_it() {
     assert_eq!(lookup(&tier, TABLE, 64, &[9]), [Some(row_of(9, 1, 64))]);
     load(&tier, &[1], 1, 64, "r");
     assert_eq!(lookup(&tier, TABLE, 64, &[9, 1]), [None, Some(row_of(1, 1, 64))]);
-    let Err(error) = tier.begin_load(TableId(7), 1) else { panic!("an unknown table was loaded") };
+    let Err(error) = tier.begin_load(TableId(7), Expected::rows(1)) else {
+        panic!("an unknown table was loaded")
+    };
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
 }

@@ -16,7 +16,7 @@ use common::{TABLE, child, load, one_table, open, open_read_only, role, scan, se
 use hps_core::key::{Key, KeyWidth};
 use hps_core::row::Rows;
 use hps_core::testing::{lookup, row_of};
-use hps_core::tier::{Held, Tier, TruthTier};
+use hps_core::tier::{Expected, Held, Tier, TruthTier};
 use hps_core::{ErrorKind, Result};
 use hps_ssd::{SsdSettings, SsdTier};
 
@@ -146,7 +146,7 @@ fn a_reader_refuses_every_write_and_says_why() {
             refusal(insert(&reader, 1, 2)),
             refusal(reader.erase(TABLE, &[1])),
             refusal(reader.set_record(TABLE, "x")),
-            refusal(reader.begin_load(TABLE, 1)),
+            refusal(reader.begin_load(TABLE, Expected::rows(1))),
         ];
         for error in refusals {
             assert_eq!(error.kind(), ErrorKind::Unsupported);
@@ -217,8 +217,8 @@ fn tiers_of_one_process_share_the_database_and_its_tables() {
     load(&second, &[2, 3], 3, 64, "by the second");
     assert_eq!(lookup(&first, TABLE, 64, &[1, 2]), [None, Some(row_of(2, 3, 64))]);
     // A load of one is a load of the other's table.
-    let running = first.begin_load(TABLE, 1).unwrap();
-    assert!(second.begin_load(TABLE, 1).is_err());
+    let running = first.begin_load(TABLE, Expected::rows(1)).unwrap();
+    assert!(second.begin_load(TABLE, Expected::rows(1)).is_err());
     drop(running);
     drop(first);
     assert_eq!(lookup(&second, TABLE, 64, &[3]), [Some(row_of(3, 3, 64))]);

@@ -15,7 +15,7 @@ use common::{TABLE, load, open, open_read_only, scan, settings, spec};
 use hps_core::key::{Key, KeyWidth};
 use hps_core::row::Rows;
 use hps_core::testing::{lookup, row_of};
-use hps_core::tier::{Held, Tier, TruthTier};
+use hps_core::tier::{Expected, Held, Tier, TruthTier};
 use hps_core::{ErrorKind, TableId};
 use hps_ssd::SsdTier;
 use rocksdb::{DB, Options, WriteBatch};
@@ -93,7 +93,7 @@ fn its_tables_can_be_updated_recorded_and_replaced() {
         tier.insert(TABLE, &[3], Rows::new(&row_of(3, 2, 64), 64).unwrap()).unwrap();
         assert_eq!(tier.held(TABLE).unwrap(), Held::Unrecorded);
         // A load that is given up leaves what the predecessor wrote.
-        let mut given_up = tier.begin_load(TABLE, 1).unwrap();
+        let mut given_up = tier.begin_load(TABLE, Expected::rows(1)).unwrap();
         given_up.put(&[1], Rows::new(&row_of(1, 9, 64), 64).unwrap()).unwrap();
         drop(given_up);
         assert_eq!(tier.held(TABLE).unwrap(), Held::Unrecorded);

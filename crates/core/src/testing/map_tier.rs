@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, TableId};
 use crate::row::{Rows, RowsMut};
 use crate::tier::{
-    CacheTier, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
+    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
 };
 
 type Map = HashMap<Key, Vec<u8>>;
@@ -169,7 +169,7 @@ impl CacheTier for MapTier {
         Ok((table.rows.len() - before) as u64)
     }
 
-    fn reserve(&self, table: TableId, _: u64) -> Result<()> {
+    fn reserve(&self, table: TableId, _: Expected) -> Result<()> {
         self.table(table, None).map(drop)
     }
 }
@@ -189,7 +189,7 @@ impl TruthTier for MapTier {
         Ok(())
     }
 
-    fn begin_load(&self, table: TableId, _: u64) -> Result<Box<dyn TableLoad + '_>> {
+    fn begin_load(&self, table: TableId, _: Expected) -> Result<Box<dyn TableLoad + '_>> {
         let table = self.write("begin_load", table, None)?;
         Ok(Box::new(MapLoad { tier: self, table, rows: Map::new() }))
     }

@@ -23,7 +23,7 @@ use crate::batch::Batch;
 use crate::error::ErrorKind;
 use crate::key::{Key, KeyWidth, TableId, mix};
 use crate::row::{Rows, RowsMut};
-use crate::tier::{CacheTier, Held, Promotion, TableSpec, Tier, TruthTier};
+use crate::tier::{CacheTier, Expected, Held, Promotion, TableSpec, Tier, TruthTier};
 use crate::update_clock::UpdateClock;
 
 pub use fake_device::{Answers, Call, DeviceMemory, FakeDevice, FakeSettings, FakeTable};
@@ -278,7 +278,7 @@ pub fn cache_conformance(tier: &dyn CacheTier) {
         let size = spec.row_bytes;
         let clock = UpdateClock::default();
         let keys: Vec<Key> = (0..100).collect();
-        tier.reserve(table, 100).unwrap();
+        tier.reserve(table, Expected::rows(100)).unwrap();
 
         // Update overwrites what is present and admits nothing.
         insert(tier, table, &keys[..50], 1, size);
@@ -326,14 +326,14 @@ pub fn truth_conformance(tier: &dyn TruthTier) {
         // A load that is dropped leaves nothing.
         let old_keys: Vec<Key> = (0..3_000).collect();
         let rows = rows_of(&old_keys, 1, size);
-        let mut load = tier.begin_load(table, 3_000).unwrap();
+        let mut load = tier.begin_load(table, Expected::rows(3_000)).unwrap();
         load.put(&old_keys, Rows::new(&rows, size).unwrap()).unwrap();
         drop(load);
         assert_eq!(tier.held(table).unwrap(), Held::Nothing);
         assert!(lookup(tier, table, size, &old_keys).iter().all(Option::is_none));
 
         // A committed one is held whole, with its record.
-        let mut load = tier.begin_load(table, 3_000).unwrap();
+        let mut load = tier.begin_load(table, Expected::rows(3_000)).unwrap();
         load.put(&old_keys, Rows::new(&rows, size).unwrap()).unwrap();
         let seen =
             lookup_with(&old_keys, size, |batch, rows, misses| load.lookup(batch, rows, misses).unwrap());
@@ -348,7 +348,7 @@ pub fn truth_conformance(tier: &dyn TruthTier) {
         let mut rows = rows_of(&new_keys, 2, size);
         new_keys.push(1_000); // repeated: the last row wins
         rows.extend(row_of(1_000, 3, size));
-        let mut load = tier.begin_load(table, 4_000).unwrap();
+        let mut load = tier.begin_load(table, Expected::rows(4_000)).unwrap();
         for (keys, rows) in new_keys.chunks(700).zip(rows.chunks(700 * size)) {
             load.put(keys, Rows::new(rows, size).unwrap()).unwrap();
         }

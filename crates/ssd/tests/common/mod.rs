@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use hps_core::key::{Key, KeyWidth, TableId};
 use hps_core::row::Rows;
 use hps_core::testing::rows_of;
-use hps_core::tier::{TableSpec, TruthTier};
+use hps_core::tier::{Expected, TableSpec, TruthTier};
 use hps_ssd::{SsdSettings, SsdTier};
 
 pub(crate) const TABLE: TableId = TableId(0);
@@ -36,7 +36,7 @@ pub(crate) fn open_read_only(path: &Path, tables: &[TableSpec]) -> hps_core::Res
 
 /// Loads `keys` in one version as table 0, several puts, and commits.
 pub(crate) fn load(tier: &SsdTier, keys: &[Key], version: u64, row_bytes: usize, record: &str) -> u64 {
-    let mut load = tier.begin_load(TABLE, keys.len() as u64).unwrap();
+    let mut load = tier.begin_load(TABLE, Expected::rows(keys.len() as u64)).unwrap();
     for keys in keys.chunks(2_000) {
         load.put(keys, Rows::new(&rows_of(keys, version, row_bytes), row_bytes).unwrap()).unwrap();
     }
