@@ -103,5 +103,5 @@ def test_keys_that_lie_close_together_take_no_index(make_store: StoreMaker):
 
     held = store.stats()["host"]
     assert held["rows"] == 200_000
-    # An index takes 13 bytes a row; what is left over of the memory for rows depends on num_partitions.
+    # An index takes 13 bytes a row; what is left over of slabs depends on num_partitions.
     assert held["bytes"] / held["rows"] - table.dim * 4 < 8
