@@ -211,6 +211,10 @@ impl Buckets {
     }
 }
 
+/// What an index grows into.
+#[derive(Debug)]
+pub(crate) struct LargerIndex(Buckets);
+
 /// The keys of one partition and the slots of their rows.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -288,44 +292,52 @@ impl Index {
         })
     }
 
-    /// Removes the keys of the slots that `is_victim` chooses; it is asked once for each.
-    pub(crate) fn remove_if(&mut self, mut is_victim: impl FnMut(u32) -> bool) {
-        for at in 0..self.table.buckets.len() {
-            for way in 0..WAYS {
-                let entry = self.table.buckets.get(at).and_then(|bucket| bucket.entry(way));
-                if entry.is_some_and(|(_, slot)| is_victim(slot)) && self.table.vacate(at, way).is_some() {
-                    self.len -= 1;
-                }
-            }
-        }
-    }
-
     /// Prepares for that many keys.
     pub(crate) fn reserve(&mut self, num_keys: usize) -> Result<()> {
         if num_keys <= rows_at(self.table.capacity(), self.fullness.most) {
             return Ok(());
         }
-        self.rebuild((num_keys as f64 / self.fullness.expected / WAYS as f64).ceil() as usize)
+        let num_buckets = (num_keys as f64 / self.fullness.expected / WAYS as f64).ceil() as usize;
+        self.table = self.rebuilt(num_buckets, self.table.seeds)?;
+        Ok(())
     }
 
-    fn grow(&mut self) -> Result<()> {
+    /// The same keys with room for so many more; None if there is room.
+    pub(crate) fn larger(&self, num_keys: usize) -> Result<Option<LargerIndex>> {
+        let wanted = self.len.saturating_add(num_keys);
+        if wanted <= rows_at(self.table.capacity(), self.fullness.most) {
+            return Ok(None);
+        }
+        let needed = (wanted as f64 / self.fullness.most / WAYS as f64).ceil() as usize + 1;
+        self.rebuilt(needed.max(self.grown()), self.table.seeds).map(|table| Some(LargerIndex(table)))
+    }
+
+    /// Takes the place of this index, of which it was made; nothing has changed since.
+    pub(crate) fn take(&mut self, larger: LargerIndex) {
+        self.table = larger.0;
+    }
+
+    /// Buckets of the next size.
+    fn grown(&self) -> usize {
         let now = self.table.buckets.len();
-        self.rebuild(
-            now.saturating_add(
-                (now.saturating_mul(self.fullness.growth) / 1024).max(now.clamp(2, MIN_GROWTH)),
-            ),
-        )
+        let more = (now.saturating_mul(self.fullness.growth) / 1024).max(now.clamp(2, MIN_GROWTH));
+        now.saturating_add(more)
     }
 
-    /// Moves the keys to a new, larger array.
-    fn rebuild(&mut self, mut num_buckets: usize) -> Result<()> {
+    /// For a key that has found no place.
+    fn grow(&mut self) -> Result<()> {
         let is_suspicious = self.len < rows_at(self.table.capacity(), SUSPICIOUS_LOAD);
-        let mut seeds = if is_suspicious { Seeds::new() } else { self.table.seeds };
+        let seeds = if is_suspicious { Seeds::new() } else { self.table.seeds };
+        self.table = self.rebuilt(self.grown(), seeds)?;
+        Ok(())
+    }
+
+    /// The keys in a larger array.
+    fn rebuilt(&self, mut num_buckets: usize, mut seeds: Seeds) -> Result<Buckets> {
         for _ in 0..MAX_ATTEMPTS {
             let mut larger = Buckets::new(num_buckets, seeds)?;
             if larger.take_over(&self.table) {
-                self.table = larger;
-                return Ok(());
+                return Ok(larger);
             }
             seeds = Seeds::new();
             num_buckets = num_buckets.saturating_add(num_buckets / 16 + 1);

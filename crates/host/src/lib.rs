@@ -4,7 +4,8 @@
 //! HostTier          tier.rs       one entry per table; a load builds a new table beside and swaps it in
 //!   Table           table.rs      partitions, each behind its own lock; writes grouped by partition (group.rs)
 //!                   lookup.rs     the read path: a pipeline of prefetches over a batch
-//!     Partition     partition.rs  what one lock guards; eviction
+//!     Shard         shard.rs      a partition's lock; growth and eviction in bounded steps
+//!     Partition     partition.rs  what one lock guards
 //!       Direct      direct.rs     key -> slot for keys that lie close together: by arithmetic
 //!       Index       index.rs      key -> slot for all others: bucketed cuckoo hashing, one cache line per bucket
 //!       Slabs       slab.rs       slot -> row: equal rows in large blocks of the allocator
@@ -14,8 +15,8 @@
 //! Invariants:
 //! * A reader holds the locks of the partitions that it reads, a writer holds one partition's lock for a bounded
 //!   number of keys: rows are seen whole, before or after a write. Readers lock partitions in ascending order and
-//!   writers hold one lock at a time, so there is no deadlock. A write that evicts, or that grows a table whose size
-//!   was not reserved, goes through its whole partition under the lock; readers of that table wait meanwhile.
+//!   writers hold one lock at a time, so there is no deadlock. What goes through a whole partition (growing its index,
+//!   choosing whom to evict) is done beside readers; other writers of the partition wait.
 //! * Memory is taken before anything is changed: when it cannot be had, every row is as it was.
 //! * A row stays in its slot until it is erased or evicted. A slot is (slab, offset) by shift and mask, and slabs lie
 //!   in blocks of the allocator that was handed in, so that a GPU may read rows by itself.
@@ -36,6 +37,7 @@ mod partition;
 mod prefetch;
 mod random;
 mod settings;
+mod shard;
 mod slab;
 mod table;
 mod tier;

@@ -8,6 +8,7 @@ use hps_core::{Batch, Error, ErrorKind, Key, Result, RowsMut};
 use crate::group::Partitioner;
 use crate::partition::View;
 use crate::prefetch::{LINE_BYTES, prefetch_lines};
+use crate::shard::Shard;
 use crate::slab::{RowRef, out_of_memory};
 use crate::table::{Table, check_row_bytes};
 
@@ -70,7 +71,7 @@ impl Table {
                 continue;
             }
             partitions.try_reserve(num_partitions).map_err(out_of_memory)?;
-            partitions.extend(self.shards.iter().map(|shard| shard.0.read()));
+            partitions.extend(self.shards.iter().map(Shard::read));
             let accesses = num_keys.div_ceil(num_partitions);
             let mut views = Vec::new();
             views.try_reserve(num_partitions).map_err(out_of_memory)?;
@@ -96,7 +97,7 @@ impl Table {
     ) -> Result<()> {
         let (position, key) = batch.get(i).ok_or_else(no_such_position)?;
         let shard = self.shards.get(self.partitioner.of(key)).ok_or_else(no_such_partition)?;
-        let partition = shard.0.read();
+        let partition = shard.read();
         match partition.look_up(key) {
             Some(row) if rows.write(position as usize, row) => Ok(()),
             Some(_) => Err(no_such_position()),

@@ -193,7 +193,7 @@ impl Marks {
         }
     }
 
-    /// True if the row in `slot` goes. To be asked once for each slot that was judged, exactly.
+    /// True if the row in `slot` goes. To be asked once for each slot that was judged. Rows that were looked up since may be spared.
     pub(crate) fn condemns(&self, slot: u32, verdict: &mut Verdict, random: &mut Random) -> bool {
         let score = self.score(slot);
         score < verdict.threshold || (score == verdict.threshold && verdict.ties.takes(random))

@@ -6,12 +6,12 @@ use hps_core::key::mix;
 use hps_core::{Error, ErrorKind, Key, Result};
 
 use crate::direct::{Direct, DirectView};
-use crate::index::{Index, IndexView};
-use crate::marks::Marks;
+use crate::index::{Index, IndexView, LargerIndex};
+use crate::marks::{Marks, Verdict};
 use crate::prefetch::prefetch;
 use crate::random::{Random, Sample};
 use crate::settings::Limit;
-use crate::slab::{Arena, FEW_SLABS, MANY_SLABS, Slabs, SlabsView, reserve_slowly};
+use crate::slab::{Arena, FEW_SLABS, MANY_SLABS, Slabs, SlabsView, out_of_memory, reserve_slowly};
 
 /// What lookups read of a partition while its lock is held, side by side.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,24 @@ pub(crate) struct View<'p> {
     pub(crate) stamp: u16,
 }
 
+/// What became of a row that was to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Its key is new.
+    Added,
+    /// Its key was there, or the row was not wanted.
+    NotAdded,
+    /// It was not written: rows have to be evicted first.
+    Full,
+}
+
+/// Rows that have to go.
+#[derive(Debug, Default)]
+pub(crate) struct Victims {
+    pub(crate) keys: Vec<Key>,
+    verdict: Option<Verdict>,
+}
+
 /// A part of a table.
 #[derive(Debug)]
 pub(crate) struct Partition {
@@ -33,7 +51,6 @@ pub(crate) struct Partition {
     slabs: Slabs,
     marks: Option<Marks>,
     limit: Option<Limit>,
-    random: Random,
     /// Rows evicted so far.
     num_evicted: u64,
     /// Slots of rows that writes have replaced or removed, which devices may still read; None if none do.
@@ -56,7 +73,6 @@ impl Partition {
             slabs: Slabs::new(row_bytes, arena),
             marks,
             limit,
-            random: Random::from_system(),
             num_evicted: 0,
             replaced: serves_devices.then(Vec::new),
         })
@@ -183,10 +199,10 @@ impl Partition {
 
     // ---- writing ----
 
-    /// Adds or overwrites a row. After an error the partition is as it was, or has evicted rows.
-    pub(crate) fn insert(&mut self, key: Key, row: &[u8]) -> Result<()> {
+    /// Adds or overwrites a row. After an error the partition is as it was.
+    pub(crate) fn insert(&mut self, key: Key, row: &[u8]) -> Result<Outcome> {
         match self.find(key) {
-            Some(slot) => self.overwrite(key, slot, row),
+            Some(slot) => self.overwrite(key, slot, row).map(|()| Outcome::NotAdded),
             None => self.add(key, row),
         }
     }
@@ -196,13 +212,9 @@ impl Partition {
         self.find(key).map_or(Ok(()), |slot| self.overwrite(key, slot, row))
     }
 
-    /// Adds a row unless the key is present. True if it was added.
-    pub(crate) fn insert_if_absent(&mut self, key: Key, row: &[u8]) -> Result<bool> {
-        if self.find(key).is_some() {
-            return Ok(false);
-        }
-        self.add(key, row)?;
-        Ok(true)
+    /// Adds a row unless the key is present.
+    pub(crate) fn insert_if_absent(&mut self, key: Key, row: &[u8]) -> Result<Outcome> {
+        if self.find(key).is_some() { Ok(Outcome::NotAdded) } else { self.add(key, row) }
     }
 
     /// Removes a key if it is present.
@@ -252,18 +264,16 @@ impl Partition {
     }
 
     /// Adds a key that is not there. All memory is had before the first change.
-    fn add(&mut self, key: Key, row: &[u8]) -> Result<()> {
+    fn add(&mut self, key: Key, row: &[u8]) -> Result<Outcome> {
         if let Some(direct) = &mut self.direct
             && let Some(slot) = direct.slot(key)
         {
             write_row(&mut self.slabs, slot, row)?;
             direct.set(slot, true);
-            return Ok(());
+            return Ok(Outcome::Added);
         }
-        if let Some(limit) = self.limit
-            && self.len() >= limit.margin
-        {
-            self.evict_down_to(&limit);
+        if self.is_full() {
+            return Ok(Outcome::Full);
         }
         self.slabs.reserve_one()?;
         if let Some(marks) = &mut self.marks {
@@ -275,31 +285,71 @@ impl Partition {
         if let Some(marks) = &self.marks {
             marks.added(slot);
         }
-        write_row(&mut self.slabs, slot, row)
+        write_row(&mut self.slabs, slot, row)?;
+        Ok(Outcome::Added)
     }
 
-    /// Evicts rows until exactly `limit.kept` are left.
-    fn evict_down_to(&mut self, limit: &Limit) {
+    // ---- work on all of it, by a Shard ----
+
+    /// The index with room for so many more keys; None if it has that.
+    pub(crate) fn larger_index(&self, num_keys: usize) -> Result<Option<LargerIndex>> {
+        // Whoever finds the partition full adds nothing.
+        let room = self.limit.map_or(usize::MAX, |limit| limit.margin.saturating_sub(self.len()));
+        self.index.larger(num_keys.min(room))
+    }
+
+    /// Takes the index that was made of its own; nobody has written meanwhile.
+    pub(crate) fn take_index(&mut self, larger: LargerIndex) {
+        self.index.take(larger);
+    }
+
+    fn is_full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.len() >= limit.margin)
+    }
+
+    /// Whom to evict if the partition is full, so that as many rows are left as its limit says: by its policy. At least one, also if
+    /// rows are looked up meanwhile.
+    pub(crate) fn choose_victims(&self, random: &mut Random) -> Result<Victims> {
+        let Some(limit) = self.limit.filter(|_| self.is_full()) else { return Ok(Victims::default()) };
         let num_victims = self.len().saturating_sub(limit.kept);
-        self.num_evicted += num_victims as u64;
-        let Self { index, slabs, marks, random, .. } = self;
-        let num_rows = index.len();
-        let Some(marks) = marks else {
-            let mut sample = Sample::new(num_victims, num_rows);
-            index.remove_if(|slot| release_if(sample.takes(random), slabs, slot));
-            return;
-        };
-        let mut verdict = marks.judge(|| index.iter().map(|(_, slot)| slot), num_victims);
-        index.remove_if(|slot| release_if(marks.condemns(slot, &mut verdict, random), slabs, slot));
-        marks.evicted(num_victims, &verdict);
+        let mut victims = Victims::default();
+        victims.keys.try_reserve_exact(num_victims).map_err(out_of_memory)?;
+        let mut sample = Sample::new(num_victims, self.index.len());
+        victims.verdict = self
+            .marks
+            .as_ref()
+            .map(|marks| marks.judge(|| self.index.iter().map(|(_, slot)| slot), num_victims));
+        for (key, slot) in self.index.iter() {
+            let goes = match (&self.marks, &mut victims.verdict) {
+                (Some(marks), Some(verdict)) => marks.condemns(slot, verdict, random),
+                _ => sample.takes(random),
+            };
+            if goes && victims.keys.len() < num_victims {
+                victims.keys.push(key);
+            }
+        }
+        if victims.keys.is_empty() {
+            victims.keys.extend(self.index.iter().map(|(key, _)| key).take(1));
+        }
+        Ok(victims)
     }
-}
 
-fn release_if(is_victim: bool, slabs: &mut Slabs, slot: u32) -> bool {
-    if is_victim {
-        slabs.release(slot);
+    /// Evicts these keys, as far as they are there.
+    pub(crate) fn evict(&mut self, keys: &[Key]) {
+        for &key in keys {
+            if let Some(slot) = self.index.remove(key) {
+                self.slabs.release(slot);
+                self.num_evicted += 1;
+            }
+        }
     }
-    is_victim
+
+    /// Notes that all victims have gone.
+    pub(crate) fn note_eviction(&mut self, victims: &Victims) {
+        if let (Some(marks), Some(verdict)) = (&mut self.marks, &victims.verdict) {
+            marks.evicted(victims.keys.len(), verdict);
+        }
+    }
 }
 
 fn write_row(slabs: &mut Slabs, slot: u32, row: &[u8]) -> Result<()> {

@@ -7,12 +7,12 @@ use hps_core::device::AddressVisitor;
 use hps_core::memory::BlockAllocator;
 use hps_core::tier::{Expected, Promotion, TierUsage, Visitor};
 use hps_core::{Error, ErrorKind, Key, Result, Rows};
-use parking_lot::RwLock;
 
 use crate::direct::Pages;
 use crate::group::{Groups, Partitioner};
-use crate::partition::Partition;
+use crate::partition::{Outcome, Partition};
 use crate::settings::Limit;
+use crate::shard::Shard;
 use crate::slab::{Arena, out_of_memory};
 
 /// Keys that a writer treats before it lets readers pass.
@@ -25,11 +25,6 @@ const SCANNED_ROWS: usize = 1024;
 const SCANNED_KEYS: usize = 1 << 20;
 /// Addresses that a scan shows at a time.
 const SCANNED_ADDRESSES: usize = 1 << 16;
-
-/// A partition on cache lines of its own, so that one's lock does not slow another's.
-#[derive(Debug)]
-#[repr(align(128))]
-pub(crate) struct Shard(pub(crate) RwLock<Partition>);
 
 /// The rows of one table.
 #[derive(Debug)]
@@ -60,7 +55,7 @@ impl Table {
         shards.try_reserve_exact(num_partitions).map_err(out_of_memory)?;
         for _ in 0..num_partitions {
             let partition = Partition::new(row_bytes, limit, serves_devices, Arc::clone(&arena))?;
-            shards.push(Shard(RwLock::new(partition)));
+            shards.push(Shard::new(partition));
         }
         let partitioner = match limit {
             None => Partitioner::by_page(num_partitions),
@@ -82,7 +77,7 @@ impl Table {
         let mut num_slabs = 0usize;
         let mut slab_bytes = 0;
         for (number, shard) in self.shards.iter().enumerate() {
-            let mut partition = shard.0.write();
+            let mut partition = shard.write();
             let lacking = match &pages {
                 Some(pages) if partition.is_untouched() => {
                     let others = spread(expected.rows.saturating_sub(pages.num_slots() as u64));
@@ -98,7 +93,7 @@ impl Table {
         for (number, shard) in self.shards.iter().enumerate() {
             let num_slots = pages.num_slots_of(number);
             let direct = pages.slots_of(number)?;
-            shard.0.write().give_slots(direct, num_slots)?;
+            shard.write().give_slots(direct, num_slots)?;
         }
         Ok(())
     }
@@ -106,20 +101,23 @@ impl Table {
     /// Adds or overwrites rows.
     pub(crate) fn insert(&self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
         self.check(keys, rows)?;
-        self.write(keys, |partition, key, position| partition.insert(key, row(rows, position)?))
+        self.write(keys, true, |partition, key, position| partition.insert(key, row(rows, position)?))
     }
 
     /// Overwrites the rows of keys that are present.
     pub(crate) fn update(&self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
         self.check(keys, rows)?;
-        self.write(keys, |partition, key, position| partition.update(key, row(rows, position)?))
+        self.write(keys, false, |partition, key, position| {
+            partition.update(key, row(rows, position)?)?;
+            Ok(Outcome::NotAdded)
+        })
     }
 
     /// Removes keys.
     pub(crate) fn erase(&self, keys: &[Key]) -> Result<()> {
-        self.write(keys, |partition, key, _| {
+        self.write(keys, false, |partition, key, _| {
             partition.erase(key);
-            Ok(())
+            Ok(Outcome::NotAdded)
         })
     }
 
@@ -128,20 +126,22 @@ impl Table {
         let Promotion { keys, rows, clock, snapshot } = promotion;
         self.check(keys, rows)?;
         let mut added = 0;
-        self.write(keys, |partition, key, position| {
+        self.write(keys, true, |partition, key, position| {
             // Under the lock that updates and erasures of the key take: see hps_core::update_clock.
-            if clock.is_current(key, snapshot) {
-                added += u64::from(partition.insert_if_absent(key, row(rows, position)?)?);
+            if !clock.is_current(key, snapshot) {
+                return Ok(Outcome::NotAdded);
             }
-            Ok(())
+            let outcome = partition.insert_if_absent(key, row(rows, position)?)?;
+            added += u64::from(outcome == Outcome::Added);
+            Ok(outcome)
         })?;
         Ok(added)
     }
 
     /// Uses the places of replaced rows again, or never: see [`Partition::reclaim`].
     pub(crate) fn reclaim(&self, are_free: bool) {
-        for Shard(lock) in self.shards.iter().filter(|_| self.serves_devices) {
-            lock.write().reclaim(are_free);
+        for shard in self.shards.iter().filter(|_| self.serves_devices) {
+            shard.write().reclaim(are_free);
         }
     }
 
@@ -155,7 +155,7 @@ impl Table {
         addresses.try_reserve(keys.len()).map_err(out_of_memory)?;
         addresses.extend(keys.iter().map(|&key| {
             let shard = self.shards.get(self.partitioner.of(key));
-            shard.map_or(0, |Shard(lock)| lock.read().address(key))
+            shard.map_or(0, |shard| shard.read().address(key))
         }));
         Ok(())
     }
@@ -167,8 +167,8 @@ impl Table {
         }
         let mut keys = Vec::with_capacity(SCANNED_ADDRESSES);
         let mut addresses = Vec::with_capacity(SCANNED_ADDRESSES);
-        for Shard(lock) in &self.shards {
-            let partition = lock.read();
+        for shard in &self.shards {
+            let partition = shard.read();
             let mut rows = partition.addresses();
             loop {
                 keys.clear();
@@ -198,23 +198,32 @@ impl Table {
     }
 
     /// Calls `write` for each key and its position, under the lock of the key's partition: partition by partition, in
-    /// the order of the keys within each.
+    /// the order of the keys within each. For a key that finds its partition full, again when there is room. `adds`: keys may
+    /// be new.
     fn write(
         &self,
         keys: &[Key],
-        mut write: impl FnMut(&mut Partition, Key, usize) -> Result<()>,
+        adds: bool,
+        mut write: impl FnMut(&mut Partition, Key, usize) -> Result<Outcome>,
     ) -> Result<()> {
         let piece = KEYS_PER_LOCK.saturating_mul(self.shards.len()).clamp(KEYS_PER_LOCK, MAX_SORTED_KEYS);
         let mut groups = Groups::new(self.partitioner, piece.min(keys.len()))?;
         for (number, keys) in keys.chunks(piece).enumerate() {
             groups.sort(keys)?;
             let base = number * piece;
-            for (shard, positions) in groups.iter() {
-                let Some(Shard(lock)) = self.shards.get(shard) else { continue };
-                for positions in positions.chunks(KEYS_PER_LOCK) {
-                    write_run(&mut lock.write(), keys, positions, |partition, key, position| {
+            for (shard, mut positions) in groups.iter() {
+                let Some(shard) = self.shards.get(shard) else { continue };
+                while !positions.is_empty() {
+                    let run = positions.get(..KEYS_PER_LOCK).unwrap_or(positions);
+                    let mut partition = if adds { shard.write_with_room(run.len())? } else { shard.write() };
+                    let written = write_run(&mut partition, keys, run, |partition, key, position| {
                         write(partition, key, base + position)
                     })?;
+                    drop(partition);
+                    if written < run.len() {
+                        shard.make_room()?;
+                    }
+                    positions = positions.get(written..).unwrap_or_default();
                 }
             }
         }
@@ -225,8 +234,8 @@ impl Table {
     pub(crate) fn usage(&self) -> TierUsage {
         let mut usage =
             TierUsage { rows: 0, bytes: (self.arena.num_bytes() + size_of_val(&*self.shards)) as u64 };
-        for Shard(lock) in &self.shards {
-            let partition = lock.read();
+        for shard in &self.shards {
+            let partition = shard.read();
             usage.rows += partition.len() as u64;
             usage.bytes += partition.num_bytes() as u64;
         }
@@ -235,17 +244,17 @@ impl Table {
 
     /// Rows evicted so far.
     pub(crate) fn num_evicted(&self) -> u64 {
-        self.shards.iter().map(|Shard(lock)| lock.read().num_evicted()).sum()
+        self.shards.iter().map(|shard| shard.read().num_evicted()).sum()
     }
 
     /// Rows held, by partition.
     pub(crate) fn partition_rows(&self) -> Vec<u64> {
-        self.shards.iter().map(|Shard(lock)| lock.read().len() as u64).collect()
+        self.shards.iter().map(|shard| shard.read().len() as u64).collect()
     }
 
     /// The largest key that is held.
     pub(crate) fn largest_key(&self) -> Option<Key> {
-        self.shards.iter().filter_map(|Shard(lock)| lock.read().keys().max()).max()
+        self.shards.iter().filter_map(|shard| shard.read().keys().max()).max()
     }
 
     /// Shows every row once. Rows that come during the scan may be missed, rows that go may still be shown.
@@ -256,15 +265,15 @@ impl Table {
         let mut keys = Vec::new();
         let mut shown = Vec::new();
         let mut rows = Vec::new();
-        for Shard(lock) in &self.shards {
-            let num_shares = (lock.read().len() / SCANNED_KEYS + 1) as u64;
+        for shard in &self.shards {
+            let num_shares = (shard.read().len() / SCANNED_KEYS + 1) as u64;
             for share in 0..num_shares {
                 keys.clear();
-                for key in lock.read().keys().filter(|&key| share_of(key, num_shares) == share) {
+                for key in shard.read().keys().filter(|&key| share_of(key, num_shares) == share) {
                     push(&mut keys, key)?;
                 }
                 for keys in keys.chunks(SCANNED_ROWS) {
-                    copy_present(&lock.read(), keys, &mut shown, &mut rows)?;
+                    copy_present(&shard.read(), keys, &mut shown, &mut rows)?;
                     let rows = Rows::new(&rows, self.row_bytes)
                         .ok_or_else(|| Error::new(ErrorKind::Internal, "scanned rows are not whole"))?;
                     if !shown.is_empty() && visit(&shown, rows)? == ControlFlow::Break(()) {
@@ -280,26 +289,29 @@ impl Table {
 /// Keys whose bucket is asked for ahead of a write.
 const WRITE_AHEAD: usize = 8;
 
+/// Returns how many keys were written before one found the partition full.
 fn write_run(
     partition: &mut Partition,
     keys: &[Key],
     positions: &[u32],
-    mut write: impl FnMut(&mut Partition, Key, usize) -> Result<()>,
-) -> Result<()> {
+    mut write: impl FnMut(&mut Partition, Key, usize) -> Result<Outcome>,
+) -> Result<usize> {
     let key_at = |position: u32| keys.get(position as usize).copied();
     let mut ahead = positions.iter().filter_map(|&position| key_at(position));
     for key in ahead.by_ref().take(WRITE_AHEAD) {
         partition.approach(key);
     }
-    for &position in positions {
+    for (written, &position) in positions.iter().enumerate() {
         if let Some(key) = ahead.next() {
             partition.approach(key);
         }
-        if let Some(key) = key_at(position) {
-            write(partition, key, position as usize)?;
+        if let Some(key) = key_at(position)
+            && write(partition, key, position as usize)? == Outcome::Full
+        {
+            return Ok(written);
         }
     }
-    Ok(())
+    Ok(positions.len())
 }
 
 /// The share of a partition's keys, of `num_shares` about equal ones, that a key belongs to.

@@ -1,4 +1,4 @@
-//! How fast a lookup is, beside a plain gather of the same rows. Run with
+//! How fast a lookup is: beside a plain gather of the same rows, and while rows are added. Run with
 //! `cargo test --release -p hps-host --test bench -- --ignored --nocapture`.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a measurement")]
 
@@ -6,6 +6,7 @@ mod common;
 
 use std::cell::RefCell;
 use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use common::{POLICIES, TABLE, limited, open, unlimited};
@@ -106,5 +107,67 @@ fn lookup_against_a_plain_gather() {
                 );
             }
         }
+    }
+}
+
+#[test]
+#[ignore = "a measurement of half a minute"]
+fn lookups_beside_a_writer_that_adds_keys() {
+    const ROW_BYTES: usize = 128;
+    const ASKED: usize = 256;
+    println!("lookups of {ASKED} of the first 2 million rows while 2 million others are added; us");
+    println!("P  policy     added M/s     p50     p99   p99.9      max");
+    let policies = POLICIES.map(|policy| limited(2, 400_000, policy, 0.8));
+    for settings in [unlimited(2)].into_iter().chain(policies) {
+        let tier = open(settings, ROW_BYTES);
+        let rows = vec![1u8; 4_096 * ROW_BYTES];
+        let add = |numbers: std::ops::Range<u64>| {
+            for start in numbers.clone().step_by(4_096) {
+                let keys: Vec<Key> =
+                    (start..numbers.end.min(start + 4_096)).map(|i| mix(i ^ 0x5555)).collect();
+                let rows = Rows::new(&rows[..keys.len() * ROW_BYTES], ROW_BYTES).unwrap();
+                tier.insert(TABLE, &keys, rows).unwrap();
+            }
+        };
+        add(0..2_000_000);
+        let done = AtomicBool::new(false);
+        let (rate, mut times) = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let (mut times, mut misses) = (Vec::new(), Vec::new());
+                let mut out = vec![0u8; ASKED * ROW_BYTES];
+                for call in 0u64.. {
+                    if done.load(Relaxed) {
+                        break;
+                    }
+                    let asked = (0..ASKED as u64).map(|i| mix((mix(call << 20 | i) % 2_000_000) ^ 0x5555));
+                    let keys: Vec<Key> = asked.collect();
+                    misses.clear();
+                    let mut rows = RowsMut::from_bytes(&mut out, ROW_BYTES).unwrap();
+                    let began = Instant::now();
+                    tier.lookup(TABLE, Batch::all(&keys), &mut rows, &mut misses).unwrap();
+                    times.push(began.elapsed().as_nanos() as f64 / 1e3);
+                }
+                times
+            });
+            let began = Instant::now();
+            add(2_000_000..4_000_000);
+            let rate = 2.0 / began.elapsed().as_secs_f64();
+            done.store(true, Relaxed);
+            (rate, reader.join().unwrap())
+        });
+        times.sort_by(f64::total_cmp);
+        let at = |share: f64| times[((times.len() as f64 * share) as usize).min(times.len() - 1)];
+        let policy = match settings.overflow_margin {
+            None => "-".into(),
+            Some(_) => format!("{:?}", settings.overflow_policy),
+        };
+        println!(
+            "{}  {policy:9}  {rate:9.2}  {:7.0} {:7.0} {:7.0} {:8.0}",
+            settings.num_partitions,
+            at(0.5),
+            at(0.99),
+            at(0.999),
+            at(1.0)
+        );
     }
 }

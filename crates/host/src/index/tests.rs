@@ -63,9 +63,15 @@ fn removal_keeps_the_others_and_the_counts() {
         }
     }
     check(&index, &oracle);
-    index.remove_if(|slot| slot % 3 == 0);
-    oracle.retain(|_, slot| *slot % 3 != 0);
+    let larger = index.larger(10_000).unwrap().unwrap();
+    index.take(larger);
     check(&index, &oracle);
+    let taken = index.num_bytes();
+    assert!(index.larger(10_000).unwrap().is_none());
+    for key in 100_000..110_000 {
+        index.insert_new(key, key as u32).unwrap();
+    }
+    assert_eq!(index.num_bytes(), taken);
 }
 
 #[test]
