@@ -245,6 +245,19 @@ std::vector<uint64_t> some_keys(uint32_t count, int mode, uint64_t seed) {
   return keys;
 }
 
+// Keys that have one tag, and with few sets often the same ones: only the whole key tells them apart.
+std::vector<uint64_t> keys_of_one_tag(uint32_t count, uint64_t seed) {
+  const auto tag_of = [](uint64_t key) {
+    const uint32_t tag = static_cast<uint32_t>(mix64(key)) & 0xffffu;
+    return tag == 0 ? 1 : tag;
+  };
+  std::vector<uint64_t> keys;
+  for (uint64_t key = seed << 40; keys.size() < count; ++key) {
+    if (keys.empty() || tag_of(key) == tag_of(keys[0])) keys.push_back(key);
+  }
+  return keys;
+}
+
 std::string named(const char* what, int mode, uint32_t row_bytes, uint64_t seed) {
   return std::string(what) + (mode == HPS_TAGS_EXACT ? ", exact" : ", hashed") + ", rows of " + std::to_string(row_bytes) +
          ", seed " + std::to_string(seed);
@@ -445,11 +458,14 @@ void readers_see_whole_rows(int mode, uint64_t seed) {
   constexpr uint32_t kRowBytes = 64;
   const std::string what = named("readers", mode, kRowBytes, seed);
   Table table(6, mode, kRowBytes);
-  const std::vector<uint64_t> keys = some_keys(60, mode, seed);
+  // Hashed keys have one tag with every third seed.
+  const bool is_one_tag = mode == HPS_TAGS_HASHED && seed % 3 == 0;
+  const std::vector<uint64_t> all = is_one_tag ? keys_of_one_tag(91, seed) : some_keys(91, mode, seed);
+  const std::vector<uint64_t> keys(all.begin(), all.begin() + 60);
   fill_table(table, keys, 3, seed, what);
   Emulator emulator(seed + 1);
   const Change update(table, HPS_UPSERT, keys, 2);
-  const Change more(table, HPS_UPSERT, some_keys(91, mode, seed), 3);
+  const Change more(table, HPS_UPSERT, all, 3);
   std::vector<std::unique_ptr<Lookup>> lookups;
   for (uint32_t i = 0; i < 6; ++i) {
     std::vector<uint64_t> asked;
@@ -853,6 +869,42 @@ void absent_keys_get_the_default_row(int mode, uint64_t seed) {
   check(lookup.total(&HpsLookupCounters::missed) == 11, what + ": missing");
 }
 
+// Keys that no tag tells apart get their own rows, from either table, or the default row; rows of the second are copied at once or
+// left to be fetched.
+void keys_of_one_tag_are_told_apart(uint64_t seed) {
+  constexpr uint32_t kRowBytes = 64;
+  for (const bool leaves : {false, true}) {
+    const std::string what = named("one tag", HPS_TAGS_HASHED, kRowBytes, seed);
+    Table table(2, HPS_TAGS_HASHED, kRowBytes);
+    Table behind(3, HPS_TAGS_HASHED, kRowBytes);
+    const std::vector<uint64_t> keys = keys_of_one_tag(40, seed);
+    fill_table(table, {keys.begin(), keys.begin() + 15}, 3, seed, what);
+    fill_table(behind, {keys.begin() + 10, keys.begin() + 30}, 3, seed, what);
+    // Not a multiple of what a warp takes.
+    std::vector<uint64_t> asked = keys;
+    asked.push_back(keys[3]);
+    Lookup lookup(table, &behind, kRowBytes, asked);
+    if (leaves) lookup.leave_rows();
+    Emulator first(seed);
+    lookup.launch(first, HPS_TAGS_HASHED);
+    run(first, what);
+    if (leaves) {
+      lookup.order(seed);
+      Emulator second(seed + 1);
+      lookup.fetch(second, HPS_TAGS_HASHED);
+      run(second, what);
+    }
+    for (size_t i = 0; i < asked.size(); ++i) {
+      const bool is_absent = i >= 30 && i < 40;
+      check(is_absent ? lookup.is_default(i) : version_of_row(asked[i], lookup.row(i), kRowBytes) == 1,
+            what + ": rows are right");
+    }
+    check(lookup.total(&HpsLookupCounters::first) == 16, what + ": found in the first table");
+    check(lookup.total(&HpsLookupCounters::second) == 15, what + ": found in the second");
+    check(lookup.total(&HpsLookupCounters::missed) == 10, what + ": missing");
+  }
+}
+
 // A batch's distinct keys are counted, a table's keys are listed, rows are put where they belong.
 void helpers_count_list_and_scatter(int mode, uint64_t seed) {
   const std::string what = named("helpers", mode, 12, seed);
@@ -926,6 +978,7 @@ int main(int argc, char** argv) {
       readers_see_whole_rows_of_8_bit_floats(mode, seed);
     }
     several_tables_in_one_launch(seed);
+    keys_of_one_tag_are_told_apart(seed);
   }
   check(refused_nearly_full[1] * 2 < refused_nearly_full[0], "far moves make room for most of what is refused without");
   if (failures == 0) std::printf("%llu seeds: as expected\n", static_cast<unsigned long long>(num_seeds));
