@@ -5,6 +5,7 @@ import torch
 
 import hps_torch
 from conftest import StoreMaker, dense_table
+from oracle import same_bits
 
 HITS = ("gpu_hits", "host_hits", "redis_hits", "ssd_hits", "missing")
 
@@ -96,10 +97,13 @@ def test_bytes_held_are_near_the_rows_own(make_store: StoreMaker):
     assert 100_000 * 32 * 4 <= host["bytes"] <= 100_000 * (32 * 4 + 32)
 
 
-def test_keys_that_lie_close_together_take_no_index(make_store: StoreMaker):
+@pytest.mark.parametrize("tiers", ["host", "host and ssd"])
+def test_keys_that_lie_close_together_take_no_index(make_store: StoreMaker, tiers: str):
     table = dense_table(200_000)
-    store = make_store(table)
-    store.lookup(torch.tensor([0]))
+    all_in_host_memory = {"volatile_db": {"type": "parallel_hash_map", "num_partitions": 4}}
+    store = make_store(table, tiers=tiers, top=all_in_host_memory)
+    keys = torch.randint(-10, 200_100, (1_000,))
+    assert same_bits(store.lookup(keys), store.oracles[0].lookup(keys))
 
     held = store.stats()["host"]
     assert held["rows"] == 200_000

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hps_config::{Config, ModelConfig, OverflowPolicy, PersistentDbConfig, StorageTable, VolatileDbConfig};
-use hps_core::load::{Loaded, Source, fill_cache, load_table};
+use hps_core::load::{self, Loaded, Source, fill_cache, load_table};
 use hps_core::memory::{BlockAllocator, MmapAllocator};
 use hps_core::model_files::ModelFiles;
 use hps_core::observer::Observer;
 use hps_core::store::{Table, Tiers};
-use hps_core::tier::{CacheTier, Held, TableSpec, TruthTier};
+use hps_core::tier::{CacheTier, Expected, Held, TableSpec, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Result, TableId};
 use hps_host::{EvictionPolicy, HostSettings, HostTier, Place};
@@ -139,7 +139,13 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
             let table = TableId(i as u32);
             let num_rows = truth.count_rows(table)?;
             let max_rows = rows_to_cache(settings, num_rows);
-            let expected = max_rows.map_or(num_rows, |max| max.min(num_rows));
+            let mut expected = Expected::rows(max_rows.map_or(num_rows, |max| max.min(num_rows)));
+            // Keys of a table that is held whole may need no index. It is served without the files, too.
+            if expected.rows == num_rows
+                && let Some(sources) = sources.as_ref().and_then(|sources| sources.get(i))
+            {
+                expected.largest_key = load::largest_key(sources).unwrap_or_default();
+            }
             fill_cache(
                 cache.as_ref(),
                 truth.as_ref(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hps_config::{Config, EmbeddingCacheType, GpuConfig, ModelConfig, VolatileDbConfig};
 use hps_core::device::{DeviceTier, ReachableRows};
-use hps_core::load::Source;
+use hps_core::load::{self, Source};
 use hps_core::memory::BlockAllocator;
 use hps_core::observer::Observer;
 use hps_core::tier::{Tier, TierKind, TruthTier};
@@ -174,10 +174,8 @@ fn largest_key(
     if let Some(key) = truth.largest_key(table)? {
         return Ok(Some(key));
     }
-    let Some(sources) = sources.filter(|_| !kind.holds_all()) else { return Ok(None) };
-    let mut largest = None;
-    for source in sources {
-        largest = largest.max(source.files.read_keys(u64::MAX)?.into_iter().max());
+    match sources {
+        Some(sources) if !kind.holds_all() => load::largest_key(sources),
+        _ => Ok(None),
     }
-    Ok(largest)
 }

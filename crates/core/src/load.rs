@@ -35,6 +35,18 @@ pub struct Source {
     pub files: ModelFiles,
 }
 
+/// The largest key in the files. Reads those with keys, in bounded memory.
+///
+/// # Errors
+/// As [`ModelFiles::read`].
+pub fn largest_key(sources: &[Source]) -> Result<Option<Key>> {
+    let mut largest = None;
+    for source in sources {
+        largest = largest.max(source.files.largest_key()?);
+    }
+    Ok(largest)
+}
+
 /// What opening did to a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loaded {
@@ -121,13 +133,9 @@ impl Loader<'_> {
 
     /// Looks through the keys for memory, which saves the index of keys that lie close together.
     fn expected(&self) -> Result<Expected> {
-        let mut expected = Expected::rows(self.num_keys());
-        if self.truth.kind() == TierKind::Host {
-            for source in self.sources {
-                expected.largest_key = expected.largest_key.max(source.files.largest_key()?);
-            }
-        }
-        Ok(expected)
+        let is_asked = self.truth.kind() == TierKind::Host;
+        let largest_key = if is_asked { largest_key(self.sources)? } else { None };
+        Ok(Expected { rows: self.num_keys(), largest_key })
     }
 
     fn progress(&self, what: &str, done: u64) {
@@ -316,8 +324,8 @@ fn uneven() -> Error {
     Error::new(ErrorKind::Internal, "a buffer is no whole number of rows")
 }
 
-/// Carries rows of a table from the truth into a cache tier: all, or up to `max_rows`. `expected_rows` says how many that
-/// will probably be. Returns how many were carried.
+/// Carries rows of a table from the truth into a cache tier: all, or up to `max_rows`. `expected` says what that will probably be.
+/// Returns how many were carried.
 ///
 /// # Errors
 /// Whatever the tiers report.
@@ -327,14 +335,14 @@ pub fn fill_cache(
     table: (TableId, &TableSpec),
     clock: &UpdateClock,
     max_rows: Option<u64>,
-    expected_rows: u64,
+    expected: Expected,
     observer: &dyn Observer,
 ) -> Result<u64> {
     let (table, spec) = table;
     if max_rows == Some(0) {
         return Ok(0);
     }
-    cache.reserve(table, Expected::rows(expected_rows))?;
+    cache.reserve(table, expected)?;
     let snapshot = clock.snapshot();
     let mut carried = 0;
     let report =
@@ -350,7 +358,7 @@ pub fn fill_cache(
         cache.promote(table, Promotion { keys, rows, clock, snapshot: &snapshot })?;
         carried += wanted as u64;
         // The end is told when it is reached, as the expected number may be an estimate.
-        report(carried, expected_rows.max(carried + 1));
+        report(carried, expected.rows.max(carried + 1));
         Ok(if wanted as u64 == left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     report(carried, carried);

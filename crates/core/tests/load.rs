@@ -9,7 +9,7 @@ use hps_core::load::{Loaded, Source, fill_cache, load_table};
 use hps_core::model_files::ModelFiles;
 use hps_core::observer::Silent;
 use hps_core::testing::{MapTier, row_of, rows_of};
-use hps_core::tier::{Held, TableSpec, Tier, TierKind, TruthTier};
+use hps_core::tier::{Expected, Held, TableSpec, Tier, TierKind, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Error, ErrorKind, Key, KeyWidth, Rows, TableId};
 
@@ -201,7 +201,8 @@ fn a_cache_is_filled_from_the_truth_up_to_a_limit_and_never_with_stale_rows() {
     let cache = MapTier::new(TierKind::Host, &[spec()]);
     let clock = UpdateClock::default();
     let fill = |limit, expected| {
-        fill_cache(&cache, truth.as_ref(), (TABLE, &spec()), &clock, limit, expected, &Silent).unwrap()
+        fill_cache(&cache, truth.as_ref(), (TABLE, &spec()), &clock, limit, Expected::rows(expected), &Silent)
+            .unwrap()
     };
     assert_eq!(fill(Some(0), 0), 0);
     assert_eq!(fill(Some(250), 250), 250);
@@ -233,7 +234,8 @@ fn a_cache_is_filled_from_the_truth_up_to_a_limit_and_never_with_stale_rows() {
             written.store(true, Ordering::SeqCst);
             done.send(()).unwrap();
         });
-        fill_cache(&cache, truth.as_ref(), (TABLE, &spec()), clock_ref, None, 10, &Silent).unwrap();
+        fill_cache(&cache, truth.as_ref(), (TABLE, &spec()), clock_ref, None, Expected::rows(10), &Silent)
+            .unwrap();
     });
     assert!(written.load(Ordering::SeqCst));
     assert_eq!(cache.usage(TABLE).unwrap().rows, 0);
