@@ -4,6 +4,7 @@ What is measured, by name (see --rows):
 
   hit       the C hottest rows, all in GPU memory (static): 1,024 to 1,048,576 keys
   hashed    the same with keys of 60 bits
+  fp8       the same with fp8_quant: rows of 8-bit floats
   host      what a call costs the host, eager and scripted
   sizes     tables of 1, 10 and 50 million rows
   warm      the share of the C hottest rows that a dynamic cache of C slots holds after opening
@@ -54,6 +55,7 @@ from gpu_store import ROOT, Stores, Table, load_library
 OF_A_DIM: dict[str, Callable[[gpu_hits.Bench, Table], None]] = {
     "hit": gpu_hits.hits,
     "hashed": gpu_hits.hashed_hits,
+    "fp8": gpu_hits.fp8_hits,
     "host": gpu_hits.host,
     "sizes": gpu_hits.sizes,
     "warm": gpu_hits.warm,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import gpu_workload as workload
 import torch
@@ -12,8 +13,11 @@ import torch.nn.functional as functional
 from gpu_measure import (
     GROUPS,
     Call,
+    Reading,
     Report,
     Times,
+    as_fp8,
+    as_loaded,
     checked,
     host_us,
     measure,
@@ -30,6 +34,29 @@ COLUMNS = (
 )
 
 
+class Kind(NamedTuple):
+    """What a `static` store holds."""
+
+    system: str
+    #: Keys of 60 bits, compared in full.
+    hashed: bool = False
+    #: Rows of 8-bit floats, each with a scale.
+    fp8: bool = False
+
+    def bytes_per_key(self, dim: int) -> int:
+        stored = dim + 4 if self.fp8 else 4 * dim
+        return 8 + (64 if self.hashed else 32) + stored + 4 * dim
+
+    @property
+    def reading(self) -> Reading:
+        return as_fp8 if self.fp8 else as_loaded
+
+
+HIT = Kind("static")
+HASHED = Kind("static, 60-bit keys", hashed=True)
+FP8 = Kind("static, fp8_quant", fp8=True)
+
+
 @dataclass
 class Bench:
     """What all sections share."""
@@ -44,9 +71,9 @@ class Bench:
     shrink: int = 1
     baselines: dict[tuple[str, int, int, int], Times] = field(default_factory=dict)
 
-    def bound_us(self, size: int, dim: int, probe: int) -> float:
+    def bound_us(self, size: int, dim: int, kind: Kind) -> float:
         """Time in which memory moves a key, a probe and a row, read and written, per key."""
-        return size * (8 + probe + 2 * 4 * dim) / self.bandwidth * 1e6
+        return size * kind.bytes_per_key(dim) / self.bandwidth * 1e6
 
     def positions(self, drawn: str, dim: int, size: int, items: int) -> list[torch.Tensor]:
         """Batches of positions in a list of `items` keys."""
@@ -87,24 +114,23 @@ def hit_row(
     bench: Bench,
     store: Store,
     table: Table,
-    system: str,
+    kind: Kind,
     drawn: str,
     positions: list[torch.Tensor],
     keys: torch.Tensor,
-    probe: int,
 ) -> str | None:
     """Measures one cell: `positions` into `keys`. Returns why there are no graphs."""
     size, dim, items = positions[0].numel(), table.dim, len(keys)
     base = bench.baseline(table, drawn, positions, items)
     batches = [keys[part] for part in positions]
-    wrong = sum(checked(store.lookup, batch, dim) for batch in batches)
+    wrong = sum(checked(store.lookup, batch, dim, kind.reading) for batch in batches)
     before = store.counts()
     refuses = store.plan.kind == "dynamic"
-    times = measure(store.lookup, batches, refuses_graphs=refuses, check=True)
+    times = measure(store.lookup, batches, refuses_graphs=refuses, check=kind.reading)
     hit_rate = store.counts().since(before).hit_rate
     graphs = times.g16_us is not None and base.g16_us is not None
     bench.report.row(
-        system=system,
+        system=kind.system,
         drawn=drawn,
         dim=dim,
         rows=items,
@@ -112,7 +138,7 @@ def hit_row(
         hit=None if hit_rate is None else 100 * hit_rate,
         ratio=base.t_us / times.t_us,
         g16_ratio=base.g16_us / times.g16_us if graphs else None,
-        bound=bench.bound_us(size, dim, probe) / times.kernel_us,
+        bound=bench.bound_us(size, dim, kind) / times.kernel_us,
         wrong=wrong + times.wrong,
         **times.columns(),
         **speed(size, dim, times.t_us),
@@ -121,24 +147,27 @@ def hit_row(
     return times.no_graph
 
 
-def hits(bench: Bench, table: Table, *, hashed: bool = False) -> None:
+def hits(bench: Bench, table: Table, *, name: str = "hit", kind: Kind = HIT) -> None:
     """The C hottest rows, all of them held: `static`."""
-    name = "hashed" if hashed else "hit"
     bench.report.begin(name, *COLUMNS)
-    store = bench.stores.open("static", 1.0, table.files(table.cached, hashed=hashed))
+    files = table.files(table.cached, hashed=kind.hashed)
+    store = bench.stores.open("static", 1.0, files, fp8=kind.fp8)
     keys = table.keys[: table.cached]
-    keys = workload.hashed(keys) if hashed else keys
-    system = "static, 60-bit keys" if hashed else "static"
+    keys = workload.hashed(keys) if kind.hashed else keys
     for size in SIZES:
         for drawn in ("uniform", "Zipf"):
             positions = bench.positions(drawn, table.dim, size, len(keys))
-            probe = 64 if hashed else 32
-            hit_row(bench, store, table, system, drawn, positions, keys, probe)
+            hit_row(bench, store, table, kind, drawn, positions, keys)
 
 
 def hashed_hits(bench: Bench, table: Table) -> None:
     """The same with keys of 60 bits, which are compared in full: a probe of 64 bytes."""
-    hits(bench, table, hashed=True)
+    hits(bench, table, name="hashed", kind=HASHED)
+
+
+def fp8_hits(bench: Bench, table: Table) -> None:
+    """The same with rows of 8-bit floats: every answer is the round trip of what was loaded."""
+    hits(bench, table, name="fp8", kind=FP8)
 
 
 def cached_store(bench: Bench, table: Table, kind: str) -> Store:
@@ -227,4 +256,4 @@ def sizes(bench: Bench, table: Table) -> None:
         rows = full // bench.shrink
         store = bench.stores.open("static", 1.0, table.files(rows))
         positions = bench.positions("uniform", table.dim, SIZES[-1], rows)
-        hit_row(bench, store, table, "static", "uniform", positions, table.keys[:rows], 32)
+        hit_row(bench, store, table, HIT, "uniform", positions, table.keys[:rows])

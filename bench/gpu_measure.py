@@ -16,6 +16,8 @@ import gpu_workload as workload
 import torch
 
 Call = Callable[[Any], Any]
+#: What is read of rows that were loaded.
+Reading = Callable[[torch.Tensor], torch.Tensor]
 
 #: Calls of one cell that are enqueued back to back.
 QUEUED = 64
@@ -25,13 +27,25 @@ GROUPS = 5
 SPACER_CYCLES = 350_000
 
 
-def wrong_rows(rows: torch.Tensor, keys: torch.Tensor) -> int:
+def as_loaded(rows: torch.Tensor) -> torch.Tensor:
+    return rows
+
+
+def as_fp8(rows: torch.Tensor) -> torch.Tensor:
+    """What `fp8_quant` makes of rows, by torch's own conversions: E4M3 and a scale a row."""
+    largest = rows.abs().amax(-1, keepdim=True)
+    # By a tensor: torch multiplies by the reciprocal of a Python number on a GPU.
+    scale = (largest / torch.full_like(largest, 448)).clamp(min=1 / (448 * 512))
+    return (rows / scale).to(torch.float8_e4m3fn).to(torch.float32) * scale
+
+
+def wrong_rows(rows: torch.Tensor, keys: torch.Tensor, reading: Reading = as_loaded) -> int:
     """Rows in which any float differs from what the key's row should be."""
     dim = rows.shape[-1]
     wrong = torch.zeros((), dtype=torch.int64, device=rows.device)
     step = 1 << 17
     for part, part_keys in zip(rows.split(step), keys.split(step), strict=True):
-        wrong += (part != workload.rows_of(part_keys, dim)).any(1).sum()
+        wrong += (part != reading(workload.rows_of(part_keys, dim))).any(1).sum()
     return int(wrong)
 
 
@@ -40,10 +54,10 @@ def poison(size: int, dim: int, device: torch.device) -> None:
     torch.empty(size, dim, device=device).view(torch.int32).fill_(-1)
 
 
-def checked(call: Call, keys: torch.Tensor, dim: int) -> int:
+def checked(call: Call, keys: torch.Tensor, dim: int, reading: Reading = as_loaded) -> int:
     """Calls once, into poisoned memory, and returns the number of wrong rows."""
     poison(keys.numel(), dim, keys.device)
-    return wrong_rows(call(keys), keys)
+    return wrong_rows(call(keys), keys, reading)
 
 
 def spread(
@@ -156,7 +170,11 @@ def replay(graphs: Sequence[torch.cuda.CUDAGraph], count: int) -> list[float]:
 
 
 def measure(
-    call: Call, batches: Sequence[Any], *, refuses_graphs: bool = False, check: bool = False
+    call: Call,
+    batches: Sequence[Any],
+    *,
+    refuses_graphs: bool = False,
+    check: Reading | None = None,
 ) -> Times:
     """Measures a call on a stream and in graphs.
 
@@ -164,7 +182,8 @@ def measure(
         call: Takes a batch.
         batches: They take turns.
         refuses_graphs: A capture may be refused, which is noted.
-        check: Batches are keys, results their rows: those of a graph are checked.
+        check: Batches are keys, results their rows: those of a graph are checked against this
+            reading of what was loaded.
     """
     for batch in batches:
         call(batch)
@@ -185,11 +204,11 @@ def measure(
     replay(singles, len(singles))
     alone = replay(singles, QUEUED)
     times.g1_us, times.g1_spread = statistics.median(alone), spread(alone)
-    if check:
+    if check is not None:
         result.view(torch.int32).fill_(-1)
     replay([whole], 2)
-    if check:
-        times.wrong = wrong_rows(result, batches[-1])
+    if check is not None:
+        times.wrong = wrong_rows(result, batches[-1], check)
     together = replay([whole], 15 if times.t_us >= 200 else 50)
     times.g16_us = statistics.median(together) / len(batches)
     times.g16_spread = spread(together)

@@ -170,10 +170,13 @@ class Plan:
     tables: tuple[tuple[str, int, int], ...]
     #: Share of the rows that are on SSD alone; 0: there is no SSD.
     on_ssd: float = 0.0
+    #: `fp8_quant`.
+    fp8: bool = False
 
     @staticmethod
-    def of(kind: str, share: float, *files: Files, on_ssd: float = 0.0) -> Plan:
-        return Plan(kind, share, tuple((str(f.folder), f.rows, f.dim) for f in files), on_ssd)
+    def of(kind: str, share: float, *files: Files, on_ssd: float = 0.0, fp8: bool = False) -> Plan:
+        tables = tuple((str(f.folder), f.rows, f.dim) for f in files)
+        return Plan(kind, share, tables, on_ssd, fp8)
 
     def config(self) -> dict[str, object]:
         count = len(self.tables)
@@ -198,6 +201,7 @@ class Plan:
                     "embedding_cache_type": self.kind,
                     "gpucache": True,
                     "gpucacheper": self.share,
+                    "fp8_quant": self.fp8,
                     # No hit_rate_threshold: results are exact.
                 }
             ],
@@ -249,8 +253,10 @@ class Stores:
         self._open: Store | None = None
         self._count = 0
 
-    def open(self, kind: str, share: float, *files: Files, on_ssd: float = 0.0) -> Store:
-        plan = Plan.of(kind, share, *files, on_ssd=on_ssd)
+    def open(
+        self, kind: str, share: float, *files: Files, on_ssd: float = 0.0, fp8: bool = False
+    ) -> Store:
+        plan = Plan.of(kind, share, *files, on_ssd=on_ssd, fp8=fp8)
         if self._open is None or self._open.plan != plan:
             self.close()
             torch.cuda.synchronize()

@@ -2,7 +2,8 @@
 //
 // A warp takes 32 keys (or 16 or 8, for latency), finds their rows, and copies them, several lanes a row. Grid: one warp for
 // each 32 (16, 8) keys. Entry points: lookup_<tags>_<vector bytes>x<lanes a row>_<large, medium or small>, with fp8 for the vector
-// where rows are of 8-bit floats; and lookup_many, for keys of several tables.
+// where rows are of 8-bit floats; lookup_<tags>_<vector bytes>x<lanes a row>_passing, for many keys of a table with rows in host memory
+// (fetch.cu says why); and lookup_many, for keys of several tables.
 //
 // Keys that neither table holds get the default row, if there is one (else their rows hold nothing of meaning), and are listed
 // for the host, if it wants to know.
@@ -20,11 +21,11 @@ struct Guess {
 };
 
 // Looks for a key without waiting for a whole comparison. kShare lanes have the same key.
-template <int kMode, int kShare>
+template <int kMode, int kShare, bool kPasses>
 HPS_DEVICE Guess guess(const HpsLookup& p, uint64_t key, bool is_key) {
   Guess g{{p.default_row, kNoSlot, kNowhere}, key};
   const HpsSetTable* table = &p.first;
-  uint32_t slot = find_tag<kShare>(p.first, place_of<kMode>(p.first, key));
+  uint32_t slot = find_tag<kShare, kPasses>(p.first, place_of<kMode>(p.first, key));
   if (slot != kNoSlot) {
     g.found.where = kFirst;
   } else if (p.second.num_sets != 0) {
@@ -32,28 +33,64 @@ HPS_DEVICE Guess guess(const HpsLookup& p, uint64_t key, bool is_key) {
     g.found.where = kSecond;
   }
   if (p.second.num_sets != 0 && __any_sync(kWholeWarp, slot == kNoSlot)) {
-    const uint32_t second_slot = find_tag<kShare>(p.second, place_of<kMode>(p.second, key));
+    const uint32_t second_slot = find_tag<kShare, kPasses>(p.second, place_of<kMode>(p.second, key));
     if (slot == kNoSlot) slot = second_slot;
     if (slot == kNoSlot) g.found.where = kNowhere;
   }
   if (slot != kNoSlot) {
     g.found.slot = slot;
     g.found.row = table == &p.first ? reinterpret_cast<uint64_t>(row_of(p.first, slot, p.row_bytes))
-                                    : address_of_row(p.second, slot, p.row_bytes);
-    if (kMode == HPS_TAGS_HASHED) g.stored_key = load_once(pointer<const uint64_t>(table->keys) + slot);
+                                    : address_of_row<kPasses>(p.second, slot, p.row_bytes);
+    if (kMode == HPS_TAGS_HASHED) g.stored_key = load_passing<kPasses>(pointer<const uint64_t>(table->keys) + slot);
   }
   if (!is_key) g.found = Found{0, kNoSlot, kNoKey};
   return g;
 }
 
 // Rows that were found, to the caller.
-template <typename Vec, int kLanes, int kKeys, typename AfterLastLoad>
+template <typename Vec, int kLanes, int kKeys, bool kPasses, typename AfterLastLoad>
 HPS_DEVICE void copy_found(const HpsLookup& p, uint64_t row, char* out, AfterLastLoad after_last_load) {
   if constexpr (kIsFp8<Vec>) {
     copy_fp8_rows<kLanes, kKeys>(row, out, p.out_row_bytes / 4, after_last_load);
   } else {
-    copy_rows<Vec, kLanes, kKeys>(row, out, p.row_bytes, after_last_load);
+    copy_rows<Vec, kLanes, kKeys, kPasses>(row, out, p.row_bytes, after_last_load);
   }
+}
+
+// Finds a key by its whole, all lanes together: one slot of its two sets each.
+HPS_DEVICE uint32_t find_whole_key(const HpsSetTable& table, uint64_t key) {
+  const Place place = place_of<HPS_TAGS_HASHED>(table, key);
+  const uint32_t slot = (lane_id() < HPS_WAYS ? place.first : place.second) * HPS_WAYS + lane_id() % HPS_WAYS;
+  const uint32_t tag = load_relaxed(pointer<const uint16_t>(table.tags) + slot);
+  const uint64_t stored = load_once(pointer<const uint64_t>(table.keys) + slot);
+  const uint32_t slots = __ballot_sync(kWholeWarp, tag == place.tag_first && stored == key);
+  return slots == 0 ? kNoSlot : __shfl_sync(kWholeWarp, slot, static_cast<int>(lowest(slots)));
+}
+
+// Reads the rows of keys whose guess was another key with their tag: few, but a batch of thousands has one, and waits for it.
+// As exact as a guess that was right: what it reads is to be confirmed like that.
+template <typename Vec, int kLanes, int kKeys>
+__device__ __noinline__ Found mend(const HpsLookup& p, uint64_t key, Found found, bool is_wrong, char* out) {
+  constexpr int kShare = 32 / kKeys;
+  for (uint32_t wrong = __ballot_sync(kWholeWarp, is_wrong && lane_id() % kShare == 0); wrong != 0; wrong &= wrong - 1) {
+    const uint32_t owner = lowest(wrong);
+    const uint64_t its_key = __shfl_sync(kWholeWarp, key, static_cast<int>(owner));
+    Found its{p.default_row, find_whole_key(p.first, its_key), kNowhere};
+    if (its.slot != kNoSlot) {
+      its.where = kFirst;
+      its.row = reinterpret_cast<uint64_t>(row_of(p.first, its.slot, p.row_bytes));
+    } else if (p.second.num_sets != 0) {
+      its.slot = find_whole_key(p.second, its_key);
+      if (its.slot != kNoSlot) {
+        its.where = kSecond;
+        its.row = address_of_row(p.second, its.slot, p.row_bytes);
+      }
+    }
+    if (lane_id() / kShare == owner / kShare) found = its;
+  }
+  const bool is_left = p.fetch.entries != 0 && found.where == kSecond;
+  copy_found<Vec, kLanes, kKeys, false>(p, is_wrong && !is_left ? found.row : 0, out, [] {});
+  return found;
 }
 
 // Step 4 of set_table.cuh, for the keys of a whole warp: those that changed while they were read are read again.
@@ -72,7 +109,7 @@ __device__ __noinline__ Found read_carefully(const HpsLookup& p, uint64_t key, b
       row = found.row;
     }
     __syncwarp();
-    copy_found<Vec, kLanes, kKeys>(p, row, out, [] {});
+    copy_found<Vec, kLanes, kKeys, false>(p, row, out, [] {});
     // All lanes have read the row when any of them looks at the versions again.
     fence();
     __syncwarp();
@@ -157,8 +194,8 @@ HPS_DEVICE void want(const HpsLookup& p, bool is_wanted, uint64_t key) {
   }
 }
 
-// `block` is the number of the block among those of this lookup.
-template <int kMode, typename Vec, int kLanes, int kKeys>
+// `block` is the number of the block among those of this lookup. kPasses: as in load_passing.
+template <int kMode, typename Vec, int kLanes, int kKeys, bool kPasses>
 HPS_DEVICE void lookup(const HpsLookup& p, uint32_t block) {
   constexpr int kShare = 32 / kKeys;
   const uint32_t warp = (block * blockDim.x + threadIdx.x) / 32;
@@ -170,8 +207,8 @@ HPS_DEVICE void lookup(const HpsLookup& p, uint32_t block) {
   const bool is_counted = is_key && lane_id() % kShare == 0;
   uint64_t key = 0;
   if (is_key) {
-    key = p.key_bytes == 8 ? load_once(pointer<const uint64_t>(p.keys) + position)
-                           : load_once(pointer<const uint32_t>(p.keys) + position);
+    key = p.key_bytes == 8 ? load_passing<kPasses>(pointer<const uint64_t>(p.keys) + position)
+                           : load_passing<kPasses>(pointer<const uint32_t>(p.keys) + position);
   }
   char* out = pointer<char>(p.out) + static_cast<uint64_t>(first_key) * p.out_row_bytes;
 
@@ -182,22 +219,32 @@ HPS_DEVICE void lookup(const HpsLookup& p, uint32_t block) {
   bool is_done = before.begun == before.ended && before_second.begun == before_second.ended;
   Found found{0, kNoSlot, kNoKey};
   if (__all_sync(kWholeWarp, is_done)) {
-    const Guess g = guess<kMode, kShare>(p, key, is_key);
+    const Guess g = guess<kMode, kShare, kPasses>(p, key, is_key);
     found = g.found;
     // Marks and counters travel while rows do.
     const Use use = start_use(p.first, found.slot, is_counted && found.where == kFirst, dice(position));
     count(p, warp, found, is_counted, 1);
     uint32_t after = before.begun;
     uint32_t after_second = before_second.begun;
-    const bool is_left = p.fetch.entries != 0 && found.where == kSecond;
-    copy_found<Vec, kLanes, kKeys>(p, is_left ? 0 : found.row, out, [&] {
+    bool is_left = p.fetch.entries != 0 && found.where == kSecond;
+    const auto look_again = [&] {
       fence();
       after = load_relaxed(pointer<const uint32_t>(p.first.writers));
       if (has_second) after_second = load_relaxed(pointer<const uint32_t>(p.second.writers));
-    });
+    };
+    copy_found<Vec, kLanes, kKeys, kPasses>(p, is_left ? 0 : found.row, out, look_again);
     finish_use(p.first, found.slot, use);
-    is_done = after == before.begun && after_second == before_second.begun && g.stored_key == key;
-    is_done = __all_sync(kWholeWarp, is_done);
+    if (kMode == HPS_TAGS_HASHED) {
+      const bool is_wrong = is_key && g.stored_key != key;
+      if (__any_sync(kWholeWarp, is_wrong)) {
+        count(p, warp, found, is_counted, -1);
+        found = mend<Vec, kLanes, kKeys>(p, key, found, is_wrong, out);
+        count(p, warp, found, is_counted, 1);
+        is_left = p.fetch.entries != 0 && found.where == kSecond;
+        look_again();
+      }
+    }
+    is_done = __all_sync(kWholeWarp, after == before.begun && after_second == before_second.begun);
     if (!is_done) count(p, warp, found, is_counted, -1);
     if (is_done && p.fetch.entries != 0) leave(p.fetch, is_left && is_counted, found.row, position, before_second.begun);
   } else {
@@ -217,19 +264,24 @@ HPS_DEVICE void lookup(const HpsLookup& p, uint32_t block) {
 
 }  // namespace
 
-// Blocks of a multiprocessor, which bound the registers of a thread. Measured on an H100: short rows profit from more warps, long
-// ones need the registers.
-constexpr int min_blocks(int lanes) { return lanes <= 8 ? 7 : 4; }
+// Blocks of a multiprocessor, which bound the registers of a thread. Measured on an H100: with many keys, short rows profit from more
+// warps, long ones need the registers. Few keys do not fill a multiprocessor anyway.
+template <typename Vec>
+constexpr int min_blocks(int lanes, int keys) {
+  return lanes <= 8 && keys == HPS_KEYS_PER_WARP_LARGE && !kIsFp8<Vec> ? 7 : 4;
+}
 
-#define HPS_LOOKUP_ENTRY(name, mode, vector, lanes, keys)                             \
-  extern "C" __global__ void __launch_bounds__(HPS_LOOKUP_THREADS, min_blocks(lanes)) \
-      name(const __grid_constant__ HpsLookup p) {                                     \
-    lookup<mode, vector, lanes, keys>(p, blockIdx.x);                                 \
+#define HPS_LOOKUP_ENTRY(name, mode, vector, lanes, keys, passes)                                   \
+  extern "C" __global__ void __launch_bounds__(HPS_LOOKUP_THREADS, min_blocks<vector>(lanes, keys)) \
+      name(const __grid_constant__ HpsLookup p) {                                                   \
+    lookup<mode, vector, lanes, keys, passes>(p, blockIdx.x);                                       \
   }
-#define HPS_LOOKUP(name, mode, vector, lanes)                                    \
-  HPS_LOOKUP_ENTRY(name##_large, mode, vector, lanes, HPS_KEYS_PER_WARP_LARGE)   \
-  HPS_LOOKUP_ENTRY(name##_medium, mode, vector, lanes, HPS_KEYS_PER_WARP_MEDIUM) \
-  HPS_LOOKUP_ENTRY(name##_small, mode, vector, lanes, HPS_KEYS_PER_WARP_SMALL)
+#define HPS_LOOKUP(name, mode, vector, lanes)                                           \
+  HPS_LOOKUP_ENTRY(name##_large, mode, vector, lanes, HPS_KEYS_PER_WARP_LARGE, false)   \
+  HPS_LOOKUP_ENTRY(name##_medium, mode, vector, lanes, HPS_KEYS_PER_WARP_MEDIUM, false) \
+  HPS_LOOKUP_ENTRY(name##_small, mode, vector, lanes, HPS_KEYS_PER_WARP_SMALL, false)
+#define HPS_LOOKUP_PASSING(name, mode, vector, lanes) \
+  HPS_LOOKUP_ENTRY(name##_passing, mode, vector, lanes, HPS_KEYS_PER_WARP_LARGE, true)
 
 HPS_LOOKUP(lookup_exact_16x4, HPS_TAGS_EXACT, uint4, 4)
 HPS_LOOKUP(lookup_exact_16x8, HPS_TAGS_EXACT, uint4, 8)
@@ -248,17 +300,30 @@ HPS_LOOKUP(lookup_hashed_4x32, HPS_TAGS_HASHED, uint32_t, 32)
 HPS_LOOKUP(lookup_hashed_fp8x8, HPS_TAGS_HASHED, Fp8, 8)
 HPS_LOOKUP(lookup_hashed_fp8x32, HPS_TAGS_HASHED, Fp8, 32)
 
+HPS_LOOKUP_PASSING(lookup_exact_16x4, HPS_TAGS_EXACT, uint4, 4)
+HPS_LOOKUP_PASSING(lookup_exact_16x8, HPS_TAGS_EXACT, uint4, 8)
+HPS_LOOKUP_PASSING(lookup_exact_16x16, HPS_TAGS_EXACT, uint4, 16)
+HPS_LOOKUP_PASSING(lookup_exact_16x32, HPS_TAGS_EXACT, uint4, 32)
+HPS_LOOKUP_PASSING(lookup_exact_4x8, HPS_TAGS_EXACT, uint32_t, 8)
+HPS_LOOKUP_PASSING(lookup_exact_4x32, HPS_TAGS_EXACT, uint32_t, 32)
+HPS_LOOKUP_PASSING(lookup_hashed_16x4, HPS_TAGS_HASHED, uint4, 4)
+HPS_LOOKUP_PASSING(lookup_hashed_16x8, HPS_TAGS_HASHED, uint4, 8)
+HPS_LOOKUP_PASSING(lookup_hashed_16x16, HPS_TAGS_HASHED, uint4, 16)
+HPS_LOOKUP_PASSING(lookup_hashed_16x32, HPS_TAGS_HASHED, uint4, 32)
+HPS_LOOKUP_PASSING(lookup_hashed_4x8, HPS_TAGS_HASHED, uint32_t, 8)
+HPS_LOOKUP_PASSING(lookup_hashed_4x32, HPS_TAGS_HASHED, uint32_t, 32)
+
 namespace {
 
 template <int kMode>
 HPS_DEVICE void lookup_any_row(const HpsLookup& p, uint32_t block) {
   constexpr int kKeys = HPS_KEYS_PER_WARP_MEDIUM;
   if (p.is_fp8 != 0) {
-    lookup<kMode, Fp8, 8, kKeys>(p, block);
+    lookup<kMode, Fp8, 8, kKeys, false>(p, block);
   } else if (p.row_bytes % 16 == 0) {
-    lookup<kMode, uint4, 8, kKeys>(p, block);
+    lookup<kMode, uint4, 8, kKeys, false>(p, block);
   } else {
-    lookup<kMode, uint32_t, 8, kKeys>(p, block);
+    lookup<kMode, uint32_t, 8, kKeys, false>(p, block);
   }
 }
 

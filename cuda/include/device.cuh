@@ -74,22 +74,6 @@ HPS_DEVICE uint4 load_once(const uint4* p) {
                : "memory");
   return v;
 }
-// Read again and again by all lookups: `is_kept` asks the second-level cache to evict it last.
-HPS_DEVICE uint4 load_often(const uint4* p, bool is_kept) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  uint64_t kept, usual;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(kept));
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(usual));
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p), "l"(is_kept ? kept : usual)
-               : "memory");
-  return v;
-#else
-  return load_once(p);
-#endif
-}
 HPS_DEVICE uint32_t load_once(const uint32_t* p) {
   uint32_t v;
   asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -100,6 +84,67 @@ HPS_DEVICE uint64_t load_once(const uint64_t* p) {
   asm volatile("ld.global.L1::no_allocate.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
   return v;
 }
+
+// The same with a hint to the second-level cache: which lines it gives up first. To say nothing, or evict_unchanged, is better than
+// evict_normal: with that, rows that are asked for again and again are found there half as often (measured on an H100).
+struct Hint {
+  uint64_t policy;
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+HPS_DEVICE Hint evict_first() {
+  Hint hint;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(hint.policy));
+  return hint;
+}
+HPS_DEVICE Hint evict_last_if(bool is_last) {
+  uint64_t last, unchanged;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(last));
+  asm("createpolicy.fractional.L2::evict_unchanged.b64 %0, 1.0;" : "=l"(unchanged));
+  return Hint{is_last ? last : unchanged};
+}
+HPS_DEVICE uint4 load_once(const uint4* p, Hint hint) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p), "l"(hint.policy)
+               : "memory");
+  return v;
+}
+HPS_DEVICE uint32_t load_once(const uint32_t* p, Hint hint) {
+  uint32_t v;
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.u32 %0, [%1], %2;" : "=r"(v) : "l"(p), "l"(hint.policy) : "memory");
+  return v;
+}
+HPS_DEVICE uint64_t load_once(const uint64_t* p, Hint hint) {
+  uint64_t v;
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.u64 %0, [%1], %2;" : "=l"(v) : "l"(p), "l"(hint.policy) : "memory");
+  return v;
+}
+HPS_DEVICE uint64_t load_relaxed(const uint64_t* p, Hint hint) {
+  uint64_t v;
+  asm volatile("ld.relaxed.gpu.global.L2::cache_hint.u64 %0, [%1], %2;" : "=l"(v) : "l"(p), "l"(hint.policy) : "memory");
+  return v;
+}
+#else
+HPS_DEVICE Hint evict_first() { return Hint{0}; }
+HPS_DEVICE Hint evict_last_if(bool) { return Hint{0}; }
+template <typename T>
+HPS_DEVICE T load_once(const T* p, Hint) {
+  return load_once(p);
+}
+HPS_DEVICE uint64_t load_relaxed(const uint64_t* p, Hint) { return load_relaxed(p); }
+#endif
+// What a kernel reads passes through: its lines are given up first. Else nothing is said.
+template <bool kPasses, typename T>
+HPS_DEVICE T load_passing(const T* p) {
+  if constexpr (kPasses) {
+    return load_once(p, evict_first());
+  } else {
+    return load_once(p);
+  }
+}
+
 // Written once and not read again by us: should not push rows and tags out of the second-level cache.
 HPS_DEVICE void store_streaming(uint4* p, const uint4& v) { __stcs(p, v); }
 HPS_DEVICE void store_streaming(uint32_t* p, uint32_t v) { __stcs(p, v); }

@@ -5,8 +5,8 @@
 // `Vec` is the unit of access: uint4 (16 bytes) where rows are multiples of 16, else uint32_t.
 // Copies, for each key i of a warp below kKeys, `row_bytes` bytes from the address `source` of lane (i * 32 / kKeys) to row i
 // of `out`; source 0 copies nothing. `kLanes` lanes work on one row. Each lane calls `after_last_load` once it has read all
-// that it will read, before it writes the last of it.
-template <typename Vec, int kLanes, int kKeys, typename AfterLastLoad>
+// that it will read, before it writes the last of it. kPasses: as in load_passing.
+template <typename Vec, int kLanes, int kKeys, bool kPasses, typename AfterLastLoad>
 HPS_DEVICE void copy_rows(uint64_t source, char* out, uint32_t row_bytes, AfterLastLoad after_last_load) {
   constexpr int kRowsAtOnce = 32 / kLanes;
   constexpr int kSteps = kKeys / kRowsAtOnce > 0 ? kKeys / kRowsAtOnce : 1;
@@ -29,7 +29,7 @@ HPS_DEVICE void copy_rows(uint64_t source, char* out, uint32_t row_bytes, AfterL
       Vec data[kInFlight];
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        if (from[i] != nullptr) data[i] = load_once(from[i] + vector);
+        if (from[i] != nullptr) data[i] = load_passing<kPasses>(from[i] + vector);
       }
       if (step + kInFlight >= kSteps && vector + kLanes >= num_vectors) after_last_load();
 #pragma unroll
@@ -48,7 +48,7 @@ constexpr int rows_at_once() {
 }
 
 // The same for rows whose targets lie anywhere: rows_at_once of them, that of lane i from `source` to `target` of lane i.
-template <typename Vec, int kLanes, typename AfterLastLoad>
+template <typename Vec, int kLanes, bool kPasses, typename AfterLastLoad>
 HPS_DEVICE void copy_rows_anywhere(uint64_t source, uint64_t target, uint32_t row_bytes, AfterLastLoad after_last_load) {
   constexpr int kInFlight = rows_at_once<kLanes>() * kLanes / 32;
   const int num_vectors = static_cast<int>(row_bytes / sizeof(Vec));
@@ -66,7 +66,7 @@ HPS_DEVICE void copy_rows_anywhere(uint64_t source, uint64_t target, uint32_t ro
     Vec data[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      if (from[i] != nullptr) data[i] = load_once(from[i] + vector);
+      if (from[i] != nullptr) data[i] = load_passing<kPasses>(from[i] + vector);
     }
     if (vector + kLanes >= num_vectors) after_last_load();
 #pragma unroll

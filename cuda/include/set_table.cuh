@@ -12,7 +12,7 @@
 //
 // Readers take no lock and write nothing but marks. A warp reads its keys optimistically:
 //   1. it reads `writers`; if begun != ended, somebody is at work: go to 4
-//   2. it probes and copies rows
+//   2. it probes and copies rows; keys whose tag was another key's are looked for again by their whole (mend in lookup.cu)
 //   3. it reads `writers.begun` again: unchanged, then nothing it read was changed meanwhile, and it is done
 //   4. key by key: read the versions of the key's sets (even), probe, copy, read the version of the set again; if it has
 //      changed, once more.
@@ -36,10 +36,17 @@ struct Tags {
   uint32_t words[8];
 };
 
+// A half of a set's tags. kPasses: as in load_passing, else as the table says.
+template <bool kPasses>
+HPS_DEVICE uint4 load_half(const HpsSetTable& table, uint32_t set, uint32_t half) {
+  const uint4* p = pointer<const uint4>(table.tags) + static_cast<uint64_t>(set) * 2 + half;
+  return load_once(p, kPasses ? evict_first() : evict_last_if(table.keeps_tags != 0));
+}
+
+template <bool kPasses = false>
 HPS_DEVICE Tags load_tags(const HpsSetTable& table, uint32_t set) {
-  const uint4* p = pointer<const uint4>(table.tags) + static_cast<uint64_t>(set) * 2;
-  const uint4 a = load_often(p, table.keeps_tags != 0);
-  const uint4 b = load_often(p + 1, table.keeps_tags != 0);
+  const uint4 a = load_half<kPasses>(table, set, 0);
+  const uint4 b = load_half<kPasses>(table, set, 1);
   return Tags{{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
 }
 
@@ -83,13 +90,13 @@ HPS_DEVICE uint32_t find(const HpsSetTable& table, uint64_t key, const Place& pl
 // The slot in one of the key's sets that has its tag, or kNoSlot: with HPS_TAGS_HASHED the key is still to be compared.
 // kShare lanes have the same key and share the work: one lane asks the second set after the first, two or four ask both sets
 // at once.
-template <int kShare>
+template <int kShare, bool kPasses>
 HPS_DEVICE uint32_t find_tag(const HpsSetTable& table, const Place& place) {
   if constexpr (kShare == 1) {
     if (place.tag_first == 0) return kNoSlot;
-    uint32_t ways = match(load_tags(table, place.first).words, place.tag_first);
+    uint32_t ways = match(load_tags<kPasses>(table, place.first).words, place.tag_first);
     if (ways != 0) return place.first * HPS_WAYS + lowest(ways);
-    ways = match(load_tags(table, place.second).words, place.tag_second);
+    ways = match(load_tags<kPasses>(table, place.second).words, place.tag_second);
     return ways != 0 ? place.second * HPS_WAYS + lowest(ways) : kNoSlot;
   } else {
     const uint32_t part = lane_id() % kShare;
@@ -99,11 +106,10 @@ HPS_DEVICE uint32_t find_tag(const HpsSetTable& table, const Place& place) {
     uint32_t slot = kNoSlot;
     if (tag != 0) {
       if constexpr (kShare == 2) {
-        const uint32_t ways = match(load_tags(table, set).words, tag);
+        const uint32_t ways = match(load_tags<kPasses>(table, set).words, tag);
         if (ways != 0) slot = set * HPS_WAYS + lowest(ways);
       } else {
-        const uint4 half =
-            load_often(pointer<const uint4>(table.tags) + static_cast<uint64_t>(set) * 2 + part % 2, table.keeps_tags != 0);
+        const uint4 half = load_half<kPasses>(table, set, part % 2);
         const uint32_t words[4] = {half.x, half.y, half.z, half.w};
         const uint32_t ways = match(words, tag);
         if (ways != 0) slot = set * HPS_WAYS + part % 2 * (HPS_WAYS / 2) + lowest(ways);
@@ -132,7 +138,11 @@ HPS_DEVICE const char* row_of(const HpsSetTable& table, uint32_t slot, uint32_t 
 
 // The address of a row, also where the table is a map. A map's slot holds 0 before it is first used; whatever else it holds,
 // whole, is or was the address of a row, so it may be followed before it is known whether it was being changed.
+template <bool kPasses = false>
 HPS_DEVICE uint64_t address_of_row(const HpsSetTable& table, uint32_t slot, uint32_t row_bytes) {
-  if (table.is_map != 0) return load_relaxed(pointer<const uint64_t>(table.rows) + slot);
+  if (table.is_map != 0) {
+    const uint64_t* address = pointer<const uint64_t>(table.rows) + slot;
+    return kPasses ? load_relaxed(address, evict_first()) : load_relaxed(address);
+  }
   return reinterpret_cast<uint64_t>(row_of(table, slot, row_bytes));
 }

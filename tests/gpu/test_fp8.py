@@ -1,5 +1,7 @@
 """`fp8_quant`: a static table keeps rows as 8-bit floats and yields their round trip."""
 
+import threading
+
 import torch
 
 import hps_torch
@@ -69,6 +71,77 @@ class Fp8(GpuTestCase):
             keys, rows = table.keys[::3], some_rows(len(table.keys[::3]), table.dim, 99)
             hps_torch.update(store.path, "model", table_id, keys, rows)
             table.update(keys, rows)
+            self.check_round_trip(store, table_id, table.keys)
+
+    def test_erased_keys_get_the_default_row_and_a_refresh_changes_nothing(self):
+        store = self.make_store(*self.tables(), cache="static", fp8_quant=True)
+        store.open()
+        for table_id, table in enumerate(store.tables):
+            gone = table.keys[::4]
+            hps_torch.erase(store.path, "model", table_id, gone)
+            table.erase(gone)
+        for _ in range(2):
+            for table_id, table in enumerate(store.tables):
+                self.check_round_trip(store, table_id, torch.cat([table.keys, table.keys[::4]]))
+            assert hps_torch.refresh(store.path) > 0
+
+    def test_rows_that_change_beside_lookups_are_read_whole(self):
+        # Ones with a scale of 1, sevens with a scale of 1/64: numbers and scales of different
+        # versions make neither.
+        table = Table(random_keys(ROWS), 33)
+        ones, sevens = torch.ones(ROWS, 33), torch.full((ROWS, 33), 7.0)
+        ones[:, -1] = 448.0
+        store = self.make_store(table, cache="static", fp8_quant=True)
+        store.open()
+        hps_torch.update(store.path, "model", 0, table.keys, ones)
+        keys = table.keys.to(DEVICE)
+        stopped = threading.Event()
+
+        def write():
+            while not stopped.is_set():
+                for rows in (sevens, ones):
+                    hps_torch.update(store.path, "model", 0, table.keys, rows)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        seen = set()
+        try:
+            for _ in range(size(300, 20)):
+                rows = store.lookup(keys)[:, :-1]
+                assert bool((rows == rows[:, :1]).all())
+                seen.update(rows[:, 0].unique().tolist())
+        finally:
+            stopped.set()
+            writer.join()
+        assert seen <= {1.0, 7.0}, seen
+
+    def test_what_is_no_number_stays_so_and_hurts_no_other_row(self):
+        rows = some_rows(8, 32, 4)
+        rows[1, 5] = float("nan")
+        rows[3] = float("nan")
+        rows[5, 7] = float("inf")
+        rows[6] = 0
+        rows[7] = -0.0
+        table = Table(torch.arange(8), 32, vectors=rows)
+        store = self.make_store(table, cache="static", fp8_quant=True)
+        found = store.lookup(table.keys.to(DEVICE)).cpu()
+        for row in (0, 2, 4, 6, 7):
+            assert same_bits(found[row], round_trip(rows[row]))
+        assert torch.equal(found[1].isnan(), rows[1].isnan())
+        known = ~rows[1].isnan()
+        assert same_bits(found[1][known], round_trip(rows[1][known]))
+        # Beside an infinity, numbers cannot be told.
+        assert bool(found[3].isnan().all())
+        assert bool(found[5].isnan().all())
+
+    def test_fused_tables_are_their_round_trip(self):
+        tables = [
+            Table(torch.arange(i * ROWS, (i + 1) * ROWS), 16, vectors=some_rows(ROWS, 16, i))
+            for i in range(3)
+        ]
+        fused = {"fuse_embedding_table": True}
+        store = self.make_store(*tables, cache="static", fp8_quant=True, top=fused)
+        for table_id, table in enumerate(tables):
             self.check_round_trip(store, table_id, table.keys)
 
     def test_it_is_a_fraction_of_the_memory(self):

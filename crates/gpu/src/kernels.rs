@@ -33,7 +33,7 @@ impl Unit {
     }
 }
 
-/// Keys that one warp takes at a time.
+/// Keys that one warp takes at a time, few first.
 const SIZES: [(&str, u32); 3] = [
     ("small", abi::HPS_KEYS_PER_WARP_SMALL),
     ("medium", abi::HPS_KEYS_PER_WARP_MEDIUM),
@@ -58,6 +58,8 @@ const PLACE_BLOCKS: u32 = 4;
 pub(crate) struct Functions {
     /// By tag mode, copy, size.
     lookup: Vec<Function>,
+    /// By tag mode, copy: of the last size, for tables with rows in host memory.
+    lookup_passing: Vec<Function>,
     #[cfg_attr(not(test), allow(dead_code, reason = "as its launch"))]
     lookup_many: Function,
     /// By tag mode, copy.
@@ -91,11 +93,13 @@ impl Functions {
             }
         }
         let fetch_module = module(Unit::Fetch)?;
-        let mut fetch = Vec::new();
+        let (mut fetch, mut lookup_passing) = (Vec::new(), Vec::new());
         for mode in TagMode::ALL {
             for (vector_bytes, lanes) in COPIES {
-                let name = format!("fetch_{}_{vector_bytes}x{lanes}", mode.name());
-                fetch.push(fetch_module.function(Unit::Fetch, &name)?);
+                let kind = format!("{}_{vector_bytes}x{lanes}", mode.name());
+                fetch.push(fetch_module.function(Unit::Fetch, &format!("fetch_{kind}"))?);
+                let name = format!("lookup_{kind}_passing");
+                lookup_passing.push(lookup_module.function(Unit::Lookup, &name)?);
             }
         }
         let pair = |unit: Unit| {
@@ -106,6 +110,7 @@ impl Functions {
         let single = |unit: Unit| module(unit)?.function(unit, unit.name());
         Ok(Self {
             lookup,
+            lookup_passing,
             lookup_many: lookup_module.function(Unit::Lookup, "lookup_many")?,
             fetch,
             fetch_order: fetch_module.function(Unit::Fetch, "fetch_order")?,
@@ -180,8 +185,15 @@ impl Device {
     ) -> Result<()> {
         let copy = copy_for(lookup).ok_or_else(no_kernel)?;
         let shape = lookup_shape(lookup.num_keys, copy, self.num_processors()).ok_or_else(no_kernel)?;
-        let index = (mode.index() * NUM_COPIES + shape.copy) * SIZES.len() + shape.size;
-        let function = *self.functions().lookup.get(index).ok_or_else(no_kernel)?;
+        let functions = self.functions();
+        // Rows in host memory are floats as they are: `fp8_quant` is for tables without.
+        let passes = lookup.second.num_sets != 0 && shape.size + 1 == SIZES.len() && lookup.is_fp8 == 0;
+        let function = if passes {
+            functions.lookup_passing.get(mode.index() * COPIES.len() + shape.copy)
+        } else {
+            functions.lookup.get((mode.index() * NUM_COPIES + shape.copy) * SIZES.len() + shape.size)
+        };
+        let function = *function.ok_or_else(no_kernel)?;
         // SAFETY: the function takes an HpsLookup; the caller's promise.
         unsafe { self.launch(function, shape.num_blocks, shape.num_threads, stream, lookup) }
     }

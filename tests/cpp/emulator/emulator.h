@@ -323,7 +323,19 @@ template <typename T>
 T load_once(const T* p) {
   return emulated_load(p);
 }
-inline uint4 load_often(const uint4* p, bool) { return load_once(p); }
+template <bool kPasses, typename T>
+T load_passing(const T* p) {
+  return load_once(p);
+}
+// There is no second-level cache.
+struct Hint {};
+inline Hint evict_first() { return {}; }
+inline Hint evict_last_if(bool) { return {}; }
+template <typename T>
+T load_once(const T* p, Hint) {
+  return load_once(p);
+}
+inline uint64_t load_relaxed(const uint64_t* p, Hint) { return load_relaxed(p); }
 inline void store_relaxed(uint64_t* p, uint64_t v) { emulated_store(p, v); }
 inline void store_release_system(uint64_t* p, uint64_t v) { emulated_store(p, v); }
 template <typename T>
