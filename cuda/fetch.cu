@@ -6,11 +6,11 @@
 //   fetch_place   any grid: entries into their buckets
 //   fetch_<tags>_<vector bytes>x<lanes a row>   HPS_FETCH_ROWS at a time: rows to their places in the caller's output
 //
-// The GPU finds pages of host memory by tables that lie in its own memory, which it reads through its second-level cache: an entry
-// for each row. What else passes through that cache should not push them out, so large lookups of tables with rows in host memory
-// ask for everything they read to be evicted first (lookup_..._passing). Measured on an H100: after 32 MB of other data, half as
-// many rows arrive in the same time; a lookup of a million keys of which 84,000 are missed (rows of 128 bytes) takes 1.01 ms so,
-// else 1.42.
+// The GPU finds pages of host memory by tables in its own memory. Rows arrive half as fast after 32 MB of other data have passed
+// through the second-level cache (measured on an H100, for rows of any size and memory of any kind), as if entries of these tables
+// were read through it and pushed out. So large lookups of tables with rows in host memory ask for everything they read to be evicted
+// first (lookup_..._passing): a million keys of which 84,000 are missed (rows of 128 bytes), one lookup after the other, take 1.03
+// instead of 1.43 ms each. Other work on the GPU in between undoes that.
 //
 // A lookup reads a row's address now, and the row is read later. So each entry says what the second table's writers showed before
 // its address was read: if they show the same after the row was read, nobody has changed anything (set_table.cuh, step 3). Else
