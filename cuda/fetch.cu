@@ -1,5 +1,5 @@
 // Rows in host memory that a large lookup has found: read in the order of their addresses, which the GPU translates faster than
-// when they come in any order (measured on an H100, 8 GB of rows of 128 bytes: 112 instead of 43 million rows a second), as long
+// when they come in any order (measured on an H100, 8 GB of rows of 128 bytes: 106 instead of 42 million rows a second), as long
 // as the rows that are under way at a time lie close to each other. Three launches after the lookup's, in the same stream:
 //
 //   fetch_order   one block: where each bucket begins
@@ -7,10 +7,10 @@
 //   fetch_<tags>_<vector bytes>x<lanes a row>   HPS_FETCH_ROWS at a time: rows to their places in the caller's output
 //
 // The GPU finds pages of host memory by tables in its own memory. Rows arrive half as fast after 32 MB of other data have passed
-// through the second-level cache (measured on an H100, for rows of any size and memory of any kind), as if entries of these tables
-// were read through it and pushed out. So large lookups of tables with rows in host memory ask for everything they read to be evicted
-// first (lookup_..._passing): a million keys of which 84,000 are missed (rows of 128 bytes), one lookup after the other, take 1.03
-// instead of 1.43 ms each. Other work on the GPU in between undoes that.
+// through the second-level cache (measured on an H100, rows of 128 and of 512 bytes, any kind of pinned memory), as if entries of
+// these tables were read through it and pushed out. So large lookups of tables with a second part ask for everything they read to
+// be evicted first (lookup_..._passing): a million keys of which 84,000 are missed (rows of 128 bytes), one lookup after the other,
+// take 1.02 instead of 1.42 ms each, on one machine in one run. Other work on the GPU in between undoes that.
 //
 // A lookup reads a row's address now, and the row is read later. So each entry says what the second table's writers showed before
 // its address was read: if they show the same after the row was read, nobody has changed anything (set_table.cuh, step 3). Else

@@ -1,9 +1,10 @@
 // Looks keys up and writes their rows: the kernel of the hit path.
 //
 // A warp takes 32 keys (or 16 or 8, for latency), finds their rows, and copies them, several lanes a row. Grid: one warp for
-// each 32 (16, 8) keys. Entry points: lookup_<tags>_<vector bytes>x<lanes a row>_<large, medium or small>, with fp8 for the vector
-// where rows are of 8-bit floats; lookup_<tags>_<vector bytes>x<lanes a row>_passing, for many keys of a table with rows in host memory
-// (fetch.cu says why); and lookup_many, for keys of several tables.
+// each 32 (16, 8) keys. Entry points:
+//   lookup_<tags>_<vector bytes>x<lanes a row>_<large, medium or small>   with fp8 for the vector where rows are of 8-bit floats
+//   lookup_<tags>_<vector bytes>x<lanes a row>_passing   for many keys of a table with a second part (fetch.cu says why)
+//   lookup_many                                          for keys of several tables
 //
 // Keys that neither table holds get the default row, if there is one (else their rows hold nothing of meaning), and are listed
 // for the host, if it wants to know.
@@ -59,6 +60,7 @@ HPS_DEVICE void copy_found(const HpsLookup& p, uint64_t row, char* out, AfterLas
 
 // Finds a key by its whole, all lanes together: one slot of its two sets each.
 HPS_DEVICE uint32_t find_whole_key(const HpsSetTable& table, uint64_t key) {
+  static_assert(2 * HPS_WAYS == 32, "a lane for each slot");
   const Place place = place_of<HPS_TAGS_HASHED>(table, key);
   const uint32_t slot = (lane_id() < HPS_WAYS ? place.first : place.second) * HPS_WAYS + lane_id() % HPS_WAYS;
   const uint32_t tag = load_relaxed(pointer<const uint16_t>(table.tags) + slot);
@@ -89,6 +91,8 @@ __device__ __noinline__ Found mend(const HpsLookup& p, uint64_t key, Found found
     if (lane_id() / kShare == owner / kShare) found = its;
   }
   const bool is_left = p.fetch.entries != 0 && found.where == kSecond;
+  // What the guess has written may lie where other lanes write now.
+  __syncwarp();
   copy_found<Vec, kLanes, kKeys, false>(p, is_wrong && !is_left ? found.row : 0, out, [] {});
   return found;
 }
@@ -222,7 +226,7 @@ HPS_DEVICE void lookup(const HpsLookup& p, uint32_t block) {
     const Guess g = guess<kMode, kShare, kPasses>(p, key, is_key);
     found = g.found;
     // Marks and counters travel while rows do.
-    const Use use = start_use(p.first, found.slot, is_counted && found.where == kFirst, dice(position));
+    Use use = start_use(p.first, found.slot, is_counted && found.where == kFirst, dice(position));
     count(p, warp, found, is_counted, 1);
     uint32_t after = before.begun;
     uint32_t after_second = before_second.begun;
@@ -233,18 +237,21 @@ HPS_DEVICE void lookup(const HpsLookup& p, uint32_t block) {
       if (has_second) after_second = load_relaxed(pointer<const uint32_t>(p.second.writers));
     };
     copy_found<Vec, kLanes, kKeys, kPasses>(p, is_left ? 0 : found.row, out, look_again);
+    // Exact tags are never another key's.
+    const bool is_wrong = kMode == HPS_TAGS_HASHED && is_key && g.stored_key != key;
+    if (is_wrong) use.is_noted = false;
     finish_use(p.first, found.slot, use);
-    if (kMode == HPS_TAGS_HASHED) {
-      const bool is_wrong = is_key && g.stored_key != key;
-      if (__any_sync(kWholeWarp, is_wrong)) {
-        count(p, warp, found, is_counted, -1);
-        found = mend<Vec, kLanes, kKeys>(p, key, found, is_wrong, out);
-        count(p, warp, found, is_counted, 1);
-        is_left = p.fetch.entries != 0 && found.where == kSecond;
-        look_again();
-      }
-    }
     is_done = __all_sync(kWholeWarp, after == before.begun && after_second == before_second.begun);
+    if (kMode == HPS_TAGS_HASHED && is_done && __any_sync(kWholeWarp, is_wrong)) {
+      count(p, warp, found, is_counted, -1);
+      found = mend<Vec, kLanes, kKeys>(p, key, found, is_wrong, out);
+      count(p, warp, found, is_counted, 1);
+      is_left = p.fetch.entries != 0 && found.where == kSecond;
+      const bool is_used = is_wrong && is_counted && found.where == kFirst;
+      finish_use(p.first, found.slot, start_use(p.first, found.slot, is_used, dice(position)));
+      look_again();
+      is_done = __all_sync(kWholeWarp, after == before.begun && after_second == before_second.begun);
+    }
     if (!is_done) count(p, warp, found, is_counted, -1);
     if (is_done && p.fetch.entries != 0) leave(p.fetch, is_left && is_counted, found.row, position, before_second.begun);
   } else {
@@ -264,8 +271,9 @@ HPS_DEVICE void lookup(const HpsLookup& p, uint32_t block) {
 
 }  // namespace
 
-// Blocks of a multiprocessor, which bound the registers of a thread. Measured on an H100: with many keys, short rows profit from more
-// warps, long ones need the registers. Few keys do not fill a multiprocessor anyway.
+// Blocks of a multiprocessor, which bound the registers of a thread. Measured on an H100: with many keys, short rows profit from
+// more warps, long ones need the registers. Few keys do not fill a multiprocessor anyway; rows of 8-bit floats, which are two
+// loads each, do not fit into fewer registers.
 template <typename Vec>
 constexpr int min_blocks(int lanes, int keys) {
   return lanes <= 8 && keys == HPS_KEYS_PER_WARP_LARGE && !kIsFp8<Vec> ? 7 : 4;

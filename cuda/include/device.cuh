@@ -85,8 +85,9 @@ HPS_DEVICE uint64_t load_once(const uint64_t* p) {
   return v;
 }
 
-// The same with a hint to the second-level cache: which lines it gives up first. To say nothing, or evict_unchanged, is better than
-// evict_normal: with that, rows that are asked for again and again are found there half as often (measured on an H100).
+// The same with a hint to the second-level cache: which lines it gives up first. To say nothing, or evict_unchanged, is not the same
+// as evict_normal: with evict_normal for rows, a million keys that are asked for again and again (Zipf, dim 32) took 125 instead of
+// 82 us on an H100.
 struct Hint {
   uint64_t policy;
 };

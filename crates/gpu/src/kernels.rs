@@ -58,7 +58,7 @@ const PLACE_BLOCKS: u32 = 4;
 pub(crate) struct Functions {
     /// By tag mode, copy, size.
     lookup: Vec<Function>,
-    /// By tag mode, copy: of the last size, for tables with rows in host memory.
+    /// By tag mode, copy: of the last size, for tables with a second part.
     lookup_passing: Vec<Function>,
     #[cfg_attr(not(test), allow(dead_code, reason = "as its launch"))]
     lookup_many: Function,
@@ -147,6 +147,12 @@ fn lookup_shape(num_keys: u32, copy: usize, num_processors: u32) -> Option<Looku
     Some(LookupShape { size, copy, num_blocks: num_warps.div_ceil(num_threads / WARP), num_threads })
 }
 
+/// True if what a lookup reads is to be evicted first from the second-level cache: cuda/fetch.cu. Rows of 8-bit floats have no second
+/// part.
+fn passes(lookup: &HpsLookup, shape: LookupShape) -> bool {
+    lookup.second.num_sets != 0 && lookup.is_fp8 == 0 && shape.size + 1 == SIZES.len()
+}
+
 /// How a lookup copies rows.
 fn copy_for(lookup: &HpsLookup) -> Option<usize> {
     if lookup.is_fp8 == 0 {
@@ -186,9 +192,7 @@ impl Device {
         let copy = copy_for(lookup).ok_or_else(no_kernel)?;
         let shape = lookup_shape(lookup.num_keys, copy, self.num_processors()).ok_or_else(no_kernel)?;
         let functions = self.functions();
-        // Rows in host memory are floats as they are: `fp8_quant` is for tables without.
-        let passes = lookup.second.num_sets != 0 && shape.size + 1 == SIZES.len() && lookup.is_fp8 == 0;
-        let function = if passes {
+        let function = if passes(lookup, shape) {
             functions.lookup_passing.get(mode.index() * COPIES.len() + shape.copy)
         } else {
             functions.lookup.get((mode.index() * NUM_COPIES + shape.copy) * SIZES.len() + shape.size)
@@ -291,6 +295,7 @@ fn no_kernel() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::HpsSetTable;
 
     #[test]
     fn every_batch_and_row_size_has_a_kernel_that_covers_it() {
@@ -316,6 +321,18 @@ mod tests {
         }
         let plain = HpsLookup { row_bytes: 128, out_row_bytes: 128, ..Default::default() };
         assert_eq!(copy_for(&plain), copy_of(128));
+    }
+
+    #[test]
+    fn many_keys_of_a_table_with_a_second_part_pass_through_the_cache() {
+        let second = HpsSetTable { num_sets: 1, ..Default::default() };
+        let shape = |num_keys| lookup_shape(num_keys, 0, 132).unwrap();
+        let (few, many) = (shape(16_384), shape(65_536));
+        let whole = HpsLookup::default();
+        let cached = HpsLookup { second, ..Default::default() };
+        let fp8 = HpsLookup { is_fp8: 1, ..cached };
+        assert!(passes(&cached, many));
+        assert!(!passes(&cached, few) && !passes(&whole, many) && !passes(&fp8, many));
     }
 
     #[test]

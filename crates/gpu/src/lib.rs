@@ -60,9 +60,11 @@
 //!
 //! # Streams
 //!
-//! A lookup touches the caller's keys and rows in the caller's stream alone. If the GPU finds every row by itself (`static`,
-//! `uvm`, and `dynamic` with a map of all rows), it only sends work: one kernel, and for many keys three more that read rows in host
-//! memory in the order of their addresses, in a space of their own. A captured lookup is one kernel and takes no memory. Else it waits for one word that the kernel writes to host memory, and goes on at once if nothing was missed.
+//! A lookup touches the caller's keys and rows in the caller's stream alone. If the GPU finds every row by itself (`static`, `uvm`,
+//! and `dynamic` with a map of all rows), it only sends work: one kernel, and for many keys three more that read rows in host
+//! memory in the order of their addresses, in a space of their own. Large lookups of tables with rows in host memory ask for all
+//! they read to be evicted first from the second-level cache (`cuda/fetch.cu`). A captured lookup is one kernel and takes no
+//! memory. Else it waits for one word that the kernel writes to host memory, and goes on at once if nothing was missed.
 
 mod abi;
 mod architectures;

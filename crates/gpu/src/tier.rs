@@ -117,6 +117,7 @@ impl GpuTier {
         let mut by_storage: Vec<Option<GpuTable>> = clocks.iter().map(|_| None).collect();
         for ((settings, plan), pinned) in tables.into_iter().zip(&plans).zip(pinned) {
             let slot = by_storage.get_mut(settings.storage.index()).ok_or_else(unknown_table)?;
+            let keeps_tags = keeps_tags && !plan.reads_host();
             *slot = Some(GpuTable::new(device, settings, plan, keeps_tags, pinned, &stream)?);
         }
         let num_fronts = fronts.iter().map(|front| front.number + 1).max().unwrap_or(0);
