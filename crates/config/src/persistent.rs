@@ -14,7 +14,7 @@ use crate::update_source;
 pub struct PersistentDbConfig {
     /// `path`: the database's folder, absolute. Default: `rocksdb` in the folder for temporary files.
     pub path: PathBuf,
-    /// `num_threads`: threads for flushes and compactions. Default 16.
+    /// `num_threads`: threads for reads, loads, flushes and compactions. Default 16.
     pub num_threads: usize,
     /// `read_only`: whether the database is never written. Default false.
     pub read_only: bool,

@@ -13,6 +13,7 @@ use rocksdb::{
 };
 
 use crate::error::{storage, table_storage};
+use crate::load::remove_leftovers;
 use crate::lock_holder::lock_holder;
 use crate::options::{Durability, open_options, write_options};
 use crate::reader::open_reader;
@@ -95,6 +96,11 @@ impl Database {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Of a table's files.
+    pub(crate) fn table_options(&self) -> &Options {
+        &self.table_options
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
@@ -287,6 +293,7 @@ fn open_writer(path: &Path, settings: &SsdSettings, tables: &[TableSpec]) -> Res
     });
     let db = Db::open_cf_descriptors(&options.database, path, descriptors)
         .map_err(|error| cannot_open(path, error))?;
+    remove_leftovers(path).map_err(|why| cannot_use(path, why))?;
     Ok(OpenDatabase { db, path: path.to_owned(), table_options: options.table, foreign, is_read_only: false })
 }
 

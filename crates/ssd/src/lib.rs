@@ -11,6 +11,8 @@
 //!   anything else                other models' tables: opened, because RocksDB insists, and left alone
 //! ```
 //!
+//! While tables are loaded, their rows are sorted in `<path>/hps_loading/`.
+//!
 //! A database that the predecessor wrote opens as it is; its tables have no record and are served as they are.
 //! RocksDB orders keys by their bytes, so that rows come in ascending order of the *byte-swapped* key.
 //!
@@ -37,6 +39,7 @@ mod reader;
 mod record;
 mod registry;
 mod settings;
+mod sort;
 mod table;
 mod tier;
 mod write;

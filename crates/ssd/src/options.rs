@@ -1,13 +1,17 @@
 //! RocksDB's options: all that differ from its defaults, each with its reason.
 
 use rocksdb::{
-    BlockBasedOptions, Cache, CompactOptions, DBCompressionType, LogLevel, Options, ReadOptions, WriteOptions,
+    BlockBasedOptions, Cache, CompactOptions, DBCompressionType, IngestExternalFileOptions, LogLevel,
+    Options, ReadOptions, WriteOptions,
 };
 
 use crate::settings::SsdSettings;
 
+/// Table files: fewer and larger ones than the default of 64 MiB, see [`MAX_OPEN_FILES`].
+pub(crate) const TABLE_FILE_BYTES: usize = 256 << 20;
+
 /// Memtables of all tables together; when they reach it, the largest is flushed. It bounds memory whatever the number
-/// of tables, and is four full memtables of the default 64 MiB, so that a load fills one while others are flushed.
+/// of tables, and is four full memtables of the default 64 MiB, so that updates fill one while others are flushed.
 const MEMTABLE_BYTES: usize = 256 << 20;
 
 /// The write-ahead log is cut when it reaches this; what a start has to replay is bounded by it.
@@ -39,7 +43,7 @@ pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
     database.create_if_missing(!settings.read_only);
     // For `__hps_tables` in a database that the predecessor wrote.
     database.create_missing_column_families(!settings.read_only);
-    // Flushes and compactions run beside each other; the final compaction of a load is split over the same threads.
+    // Flushes and compactions run beside each other; a large compaction is split over the same threads.
     database.increase_parallelism(num_threads);
     database.set_max_subcompactions(num_threads.unsigned_abs());
     database.set_max_open_files(if settings.read_only { ALL_FILES_OPEN } else { MAX_OPEN_FILES });
@@ -61,8 +65,8 @@ pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
     table.set_block_based_table_factory(&block_options(&cache));
     // Rows of floats hardly compress, and a lookup would have to unpack a block for each row.
     table.set_compression_type(DBCompressionType::None);
-    // Fewer, larger files than the default 64 MiB: see MAX_OPEN_FILES. The first level then holds four of them.
-    table.set_target_file_size_base(256 << 20);
+    // The first level then holds four of them.
+    table.set_target_file_size_base(TABLE_FILE_BYTES as u64);
     table.set_max_bytes_for_level_base(1 << 30);
     // A whole-key bloom filter on 2 % of the memtable, as the predecessor has: most keys of a batch are not in it.
     table.set_memtable_prefix_bloom_ratio(0.02);
@@ -104,7 +108,14 @@ pub(crate) fn scan_options() -> ReadOptions {
     options
 }
 
-/// Makes a finished load one sorted run at the lowest level.
+/// For the files of a load, which lie in the database's file system already.
+pub(crate) fn ingest_options() -> IngestExternalFileOptions {
+    let mut options = IngestExternalFileOptions::default();
+    options.set_move_files(true);
+    options
+}
+
+/// Makes a load that came in several parts one sorted run at the lowest level.
 pub(crate) fn compact_options() -> CompactOptions {
     let mut options = CompactOptions::default();
     // Other tables keep being compacted meanwhile.
@@ -119,8 +130,6 @@ pub(crate) enum Durability {
     Synced,
     /// With the next synced write.
     Logged,
-    /// With the next flush of its column family.
-    Unlogged,
 }
 
 /// Options of one write.
@@ -129,7 +138,6 @@ pub(crate) fn write_options(durability: Durability) -> WriteOptions {
     match durability {
         Durability::Synced => options.set_sync(true),
         Durability::Logged => {}
-        Durability::Unlogged => options.disable_wal(true),
     }
     options
 }

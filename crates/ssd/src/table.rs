@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! begin_load   record: loading = B      synced     killed here: B is dropped at the next start, A is served
-//!              create B, put rows
-//! commit       flush B, count its rows             (as above)
+//!              create B, sort rows beside it
+//! commit       move the sorted files into B        (as above)
 //!              record: active = B,      synced     <- the switch; killed here: B is served, A is dropped
 //!                      dropping = A
 //!              drop A

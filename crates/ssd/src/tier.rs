@@ -14,7 +14,7 @@ use rocksdb::properties;
 use crate::database::{ColumnFamily, Database};
 use crate::entry::{read_key, wrong_key, wrong_row};
 use crate::error::{read_only, table_storage};
-use crate::load::{LoadState, SsdLoad};
+use crate::load::SsdLoad;
 use crate::lookup::{Reader, check_row_bytes};
 use crate::options::{Durability, scan_options};
 use crate::record::OUR_PREFIX;
@@ -32,6 +32,8 @@ pub struct SsdTier {
     tables: Vec<Arc<Table>>,
     reader: Reader,
     max_batch_size: usize,
+    /// Of a load.
+    num_threads: usize,
     is_read_only: bool,
 }
 
@@ -50,8 +52,11 @@ impl SsdTier {
         Ok(Self {
             database,
             tables,
-            reader: Reader::new(settings.max_batch_size),
+            reader: Reader::new(settings.max_batch_size, settings.num_threads),
             max_batch_size: settings.max_batch_size.max(1),
+            num_threads: std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(settings.num_threads),
             is_read_only: settings.read_only,
         })
     }
@@ -189,19 +194,12 @@ impl TruthTier for SsdTier {
         self.writable_table(table, "record a table's source")?.set_record(&self.database, record)
     }
 
-    /// Loads of different tables may run at once. The rows take their place on disk beside the old ones until the
-    /// commit, and up to twice it while the commit sorts them.
+    /// Loads of different tables may run at once, each with up to 400 MB of memory. The rows take their place on disk beside the old
+    /// ones until the commit, and up to twice it while the commit merges what it has sorted (sort.rs).
     fn begin_load(&self, table: TableId, _expected: Expected) -> Result<Box<dyn TableLoad + '_>> {
         let table = self.writable_table(table, "load a table")?;
         let name = table.begin_load(&self.database)?;
-        Ok(Box::new(SsdLoad {
-            database: &self.database,
-            table,
-            reader: &self.reader,
-            max_batch_size: self.max_batch_size,
-            name,
-            state: LoadState::Open,
-        }))
+        Ok(Box::new(SsdLoad::new(&self.database, table, &self.reader, self.num_threads, name)))
     }
 
     /// The number that a load noted, or a scan of the keys.

@@ -94,6 +94,7 @@ fn check(path: &Path, acknowledged: u64, inserted: u64) -> u64 {
     drop(tier);
 
     // Nothing is left over but what is served.
+    assert!(!path.join("hps_loading").exists(), "files of a load that was killed");
     let mut names = rocksdb::DB::list_cf(&rocksdb::Options::default(), path).unwrap();
     names.retain(|name| name != "default" && name != "__hps_tables");
     assert!(names.len() <= 1, "{names:?}");

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-use common::{TABLE, child, load, one_table, open, role};
+use common::{TABLE, child, load, one_table, open, open_read_only, role};
 use hps_core::key::Key;
 use hps_core::testing::{lookup, row_of};
 use hps_core::tier::{Held, Tier, TruthTier};
@@ -78,4 +78,19 @@ fn a_loaded_table_is_not_written_again() {
             files.iter().filter(|(_, bytes)| **bytes > 64 << 10).all(|file| now.get(file.0) == Some(file.1))
         );
     }
+}
+
+#[test]
+fn files_of_a_load_that_was_killed_are_removed_by_the_next_writer_and_by_no_reader() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(directory.path(), &one_table()));
+    let left = directory.path().join("hps_loading").join("0123456789abcdef");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::write(left.join("000000.run"), [7; 100]).unwrap();
+    drop(open_read_only(directory.path(), &one_table()).unwrap());
+    assert!(left.exists(), "another process may be loading");
+    let tier = open(directory.path(), &one_table());
+    assert!(!left.exists());
+    // One that begins after is not disturbed.
+    assert_eq!(load(&tier, &[1, 2, 3], 1, 64, "source"), 3);
 }

@@ -362,6 +362,23 @@ pub fn truth_conformance(tier: &dyn TruthTier) {
         after.insert(1_000, row_of(1_000, 3, size));
         assert_eq!(lookup(tier, table, size, &asked), expected(&asked, &after));
 
+        // Rows may be looked for while more are put, over and over: the last row wins all the same.
+        let mut load = tier.begin_load(table, Expected::rows(4_000)).unwrap();
+        let mut put: HashMap<Key, Vec<u8>> = HashMap::new();
+        for version in 4..8 {
+            let keys: Vec<Key> = (version * 500..version * 500 + 1_500).rev().collect();
+            load.put(&keys, Rows::new(&rows_of(&keys, version, size), size).unwrap()).unwrap();
+            put.extend(keys.iter().map(|&key| (key, row_of(key, version, size))));
+            let seen =
+                lookup_with(&asked, size, |batch, rows, misses| load.lookup(batch, rows, misses).unwrap());
+            assert_eq!(seen, expected(&asked, &put));
+        }
+        assert_eq!(load.commit("third").unwrap(), put.len() as u64);
+        assert_eq!(lookup(tier, table, size, &asked), expected(&asked, &put));
+        let mut load = tier.begin_load(table, Expected::rows(4_000)).unwrap();
+        load.put(&new_keys, Rows::new(&rows, size).unwrap()).unwrap();
+        assert_eq!(load.commit("second").unwrap(), 4_000);
+
         // A scan shows every row once, and can be ended.
         let mut scanned = HashMap::new();
         tier.scan(table, &mut |keys, rows| {
