@@ -160,7 +160,7 @@ impl Loader<'_> {
             record.sources.push(SourceRecord::new(&source.files, checksum));
         }
         if done > LARGE_ROWS {
-            self.observer.info(&format!("{}: all rows are read; sorting and checking them", self.spec.name));
+            self.observer.info(&format!("{}: all rows are read; sorting them", self.spec.name));
         }
         let rows = load.commit(&record.to_text())?;
         let held = self.truth.usage(self.table)?.rows;

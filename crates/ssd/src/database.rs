@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind as IoErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hps_core::tier::TableSpec;
 use hps_core::{Error, ErrorKind, Result};
@@ -15,7 +16,7 @@ use rocksdb::{
 use crate::error::{storage, table_storage};
 use crate::load::remove_leftovers;
 use crate::lock_holder::lock_holder;
-use crate::options::{Durability, open_options, write_options};
+use crate::options::{Durability, LOADED, loading_options, open_options, write_options};
 use crate::reader::open_reader;
 use crate::record::{RECORDS, TableRecord, is_column_family_of};
 use crate::registry::{self, Registration};
@@ -53,6 +54,7 @@ pub(crate) struct Database {
     /// Column families that RocksDB failed to drop. They are still on disk, although rocksdb has forgotten their handles:
     /// what a record says of them must stay until the database is opened again.
     undropped: Mutex<HashSet<String>>,
+    num_loads: AtomicU64,
     is_read_only: bool,
     // Dropped after it: whoever waits for this opens the directory again.
     _registration: Option<Registration>,
@@ -85,6 +87,7 @@ impl Database {
             foreign: open.foreign,
             tables: Mutex::default(),
             undropped: Mutex::default(),
+            num_loads: AtomicU64::new(0),
             is_read_only: open.is_read_only,
             _registration: registration,
         }
@@ -142,8 +145,30 @@ impl Database {
     }
 
     pub(crate) fn create_column_family(&self, name: &str) -> Result<()> {
-        let created = self.db.create_cf(name, &self.table_options);
+        self.create(name, &self.table_options)
+    }
+
+    /// Creates one that is to be loaded.
+    pub(crate) fn create_loading(&self, name: &str) -> Result<()> {
+        self.create(name, &loading_options(&self.table_options))
+    }
+
+    /// From now on it is as others are.
+    pub(crate) fn end_loading(&self, name: &str) -> Result<()> {
+        let column_family = self.column_family(name)?;
+        self.db.set_options_cf(&column_family, &LOADED).map_err(|error| {
+            table_storage("cannot change a column family's options", &self.path, name, error)
+        })
+    }
+
+    fn create(&self, name: &str, options: &Options) -> Result<()> {
+        let created = self.db.create_cf(name, options);
         created.map_err(|error| table_storage("cannot create a column family", &self.path, name, error))
+    }
+
+    /// A number that no other load of this database has.
+    pub(crate) fn next_load(&self) -> u64 {
+        self.num_loads.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Drops a column family, if there is one of that name. Whoever holds its handle can still read it.
@@ -201,6 +226,14 @@ impl Database {
         self.db
             .write_opt(batch, &write_options(durability))
             .map_err(|error| table_storage("cannot write the table's record", &self.path, &spec.name, error))
+    }
+
+    /// Moves records from the log to a table file, or the next start would: it should have nothing to write.
+    pub(crate) fn flush_records(&self) {
+        if let Some(records) = self.db.cf_handle(RECORDS) {
+            // If it fails, the log still has them.
+            drop(self.db.flush_cf(&records));
+        }
     }
 
     /// Lets RocksDB compact a column family that was opened before this process was asked to serve it.

@@ -1,7 +1,6 @@
 //! A table that is being loaded: rows are sorted beside the database (sort.rs), and their files become those of a column family.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hps_core::batch::Batch;
 use hps_core::key::Key;
@@ -29,13 +28,6 @@ pub(crate) fn remove_leftovers(database: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Names of column families need not be names of files.
-fn directory_of(database: &Path, column_family: &str) -> PathBuf {
-    let mut hasher = DefaultHasher::new();
-    column_family.hash(&mut hasher);
-    database.join(DIRECTORY).join(format!("{:016x}", hasher.finish()))
-}
-
 /// A load into a column family of its own.
 pub(crate) struct SsdLoad<'t> {
     database: &'t Database,
@@ -47,6 +39,13 @@ pub(crate) struct SsdLoad<'t> {
     rows: Mutex<LoadedRows>,
     /// It was switched to, or the switch failed half-way; either way there is nothing to remove.
     has_ended: bool,
+}
+
+/// What loads may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoadSettings {
+    pub(crate) num_threads: usize,
+    pub(crate) memory_bytes: usize,
 }
 
 /// The rows of a load.
@@ -67,11 +66,14 @@ impl<'t> SsdLoad<'t> {
         database: &'t Database,
         table: &'t Table,
         reader: &'t Reader,
-        num_threads: usize,
+        settings: LoadSettings,
         name: String,
     ) -> Self {
         let spec = table.spec();
-        let sorter = Sorter::new(directory_of(database.path(), &name), spec.row_bytes, spec.key_width);
+        let LoadSettings { num_threads, memory_bytes } = settings;
+        // A name that no load of this process has had: what an earlier one could not remove is not in the way.
+        let directory = database.path().join(DIRECTORY).join(database.next_load().to_string());
+        let sorter = Sorter::new(directory, spec.row_bytes, spec.key_width, memory_bytes);
         let rows = LoadedRows { sorter, num_ingestions: 0, num_rows: 0, has_failed: false };
         Self { database, table, reader, num_threads, name, rows: Mutex::new(rows), has_ended: false }
     }
@@ -85,24 +87,36 @@ impl<'t> SsdLoad<'t> {
         if rows.sorter.is_empty() {
             return Ok(());
         }
-        let name = rows.num_ingestions.to_string();
-        let options = self.database.table_options();
-        let ingested =
-            rows.sorter.finish(&name, options, TABLE_FILE_BYTES, self.num_threads).and_then(|sorted| {
-                let column_family = self.database.column_family(&self.name)?;
-                let db = self.database.db();
-                db.ingest_external_file_cf_opts(&column_family, &ingest_options(), sorted.files)
-                    .map_err(|error| self.failed("cannot add the rows that were loaded", error))?;
-                Ok(sorted.rows)
-            });
+        let ingested = self.move_files(rows);
         rows.num_ingestions += 1;
-        rows.num_rows +=
-            ingested.inspect_err(|_| rows.has_failed = true).map_err(|error| self.named(error))?;
+        rows.has_failed |= ingested.is_err();
+        rows.num_rows += ingested?;
         Ok(())
     }
 
-    fn named(&self, error: Error) -> Error {
-        error.at("table", &self.table.spec().name).at("database", self.database.path().display())
+    fn move_files(&self, rows: &mut LoadedRows) -> Result<u64> {
+        let name = rows.num_ingestions.to_string();
+        let options = self.database.table_options();
+        let sorted = rows.sorter.finish(&name, options, TABLE_FILE_BYTES, self.num_threads)?;
+        let column_family = self.database.column_family(&self.name)?;
+        let add = |moves| {
+            let files = sorted.files.clone();
+            self.database.db().ingest_external_file_cf_opts(&column_family, &ingest_options(moves), files)
+        };
+        // Some file systems have no links, by which files are moved.
+        add(true)
+            .or_else(|_| add(false))
+            .map_err(|error| self.failed("cannot add the rows that were loaded", error))?;
+        Ok(sorted.rows)
+    }
+
+    fn check(&self, rows: &LoadedRows) -> Result<()> {
+        if !rows.has_failed {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Storage, "the load cannot be completed: writing its rows failed")
+            .at("table", &self.table.spec().name)
+            .at("database", self.database.path().display()))
     }
 
     /// Makes one sorted run of rows that came in several, and counts them.
@@ -126,14 +140,19 @@ impl<'t> SsdLoad<'t> {
 impl TableLoad for SsdLoad<'_> {
     fn put(&mut self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
         check_rows(self.table, keys, rows)?;
-        let loaded = self.rows.get_mut();
-        let put = loaded.sorter.put(keys, rows).inspect_err(|_| loaded.has_failed = true);
-        put.map_err(|error| self.named(error))
+        let mut loaded = self.rows.lock();
+        self.check(&loaded)?;
+        let put = loaded.sorter.put(keys, rows);
+        loaded.has_failed |= put.is_err();
+        put.map_err(|error| error.at("table", &self.table.spec().name))
     }
 
     /// What was put is moved into the column family first; so looking for rows after each put would be slow.
     fn lookup(&self, batch: Batch<'_>, rows: &mut RowsMut<'_>, misses: &mut Vec<u32>) -> Result<()> {
-        self.ingest(&mut self.rows.lock())?;
+        let mut loaded = self.rows.lock();
+        self.check(&loaded)?;
+        self.ingest(&mut loaded)?;
+        drop(loaded);
         let column_family = self.database.column_family(&self.name)?;
         self.reader.lookup(self.database, self.table, &column_family, batch, rows, misses)
     }
@@ -141,15 +160,10 @@ impl TableLoad for SsdLoad<'_> {
     fn commit(mut self: Box<Self>, record: &str) -> Result<u64> {
         let num_rows = {
             let mut rows = self.rows.lock();
-            if rows.has_failed {
-                return Err(Error::new(
-                    ErrorKind::Storage,
-                    "the load cannot be completed: writing its rows failed",
-                )
-                .at("table", &self.table.spec().name)
-                .at("database", self.database.path().display()));
-            }
+            self.check(&rows)?;
             self.ingest(&mut rows)?;
+            rows.sorter.clear();
+            self.database.end_loading(&self.name)?;
             // One run of files that do not overlap: each lookup asks one file, and no later start has to tidy up.
             if rows.num_ingestions > 1 { self.compact()? } else { rows.num_rows }
         };
@@ -162,6 +176,8 @@ impl TableLoad for SsdLoad<'_> {
 impl Drop for SsdLoad<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
+            // First, so that there is room for what follows on a disk that is full.
+            self.rows.get_mut().sorter.clear();
             self.table.abandon_load(self.database, &self.name);
         }
     }

@@ -10,7 +10,6 @@ use hps_core::key::KeyWidth;
 use hps_core::row::RowsMut;
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
-use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use rocksdb::{DBPinnableSlice, ReadOptions};
 
@@ -51,7 +50,7 @@ pub(crate) struct Reader {
     keys_per_read: usize,
     num_threads: usize,
     /// Started with the first lookup that has something for them.
-    threads: OnceLock<Option<ThreadPool>>,
+    threads: OnceLock<ThreadPool>,
     /// As many as lookups have run at once.
     idle: Mutex<Vec<Scratch>>,
 }
@@ -84,13 +83,15 @@ impl Reader {
         result
     }
 
-    /// None if the system starts no threads: then the caller's reads everything.
+    /// None if the system starts no threads now: then the caller's reads everything.
     fn threads(&self) -> Option<&ThreadPool> {
-        let start = || {
+        if self.threads.get().is_none() {
             let builder = ThreadPoolBuilder::new().num_threads(self.num_threads);
-            builder.thread_name(|number| format!("hps-ssd-{number}")).build().ok()
-        };
-        self.threads.get_or_init(start).as_ref()
+            let started = builder.thread_name(|number| format!("hps-ssd-{number}")).build().ok()?;
+            // Somebody may have been faster.
+            drop(self.threads.set(started));
+        }
+        self.threads.get()
     }
 }
 
@@ -193,15 +194,21 @@ impl<'d> Read<'_, 'd> {
         let key_bytes = key_bytes(self.table.spec().key_width);
         let num_keys = keys.len() / key_bytes;
         let num_parts = (num_keys / MIN_KEYS_PER_THREAD).min(self.reader.num_threads);
-        match self.reader.threads().filter(|_| num_parts > 1) {
-            None => self.find(keys),
-            Some(threads) => {
-                let keys_per_part = num_keys.div_ceil(num_parts);
-                let parts = keys.par_chunks(keys_per_part * key_bytes);
-                let found: Vec<Found<'d>> = threads.install(|| parts.map(|part| self.find(part)).collect());
-                found.into_iter().flatten().collect()
+        let Some(threads) = (num_parts > 1).then(|| self.reader.threads()).flatten() else {
+            return self.find(keys);
+        };
+        let mut parts = keys.chunks(num_keys.div_ceil(num_parts) * key_bytes);
+        let first = parts.next().unwrap_or_default();
+        let mut others: Vec<(&[u8], Found<'d>)> = parts.map(|part| (part, Found::new())).collect();
+        // The caller reads a part itself: as many reads are under way as there are callers, however busy the threads are.
+        let mut found = threads.in_place_scope(|scope| {
+            for (part, found) in &mut others {
+                scope.spawn(|_| *found = self.find(part));
             }
-        }
+            self.find(first)
+        });
+        found.extend(others.into_iter().flat_map(|(_, found)| found));
+        found
     }
 
     fn find(&self, keys: &[u8]) -> Found<'d> {

@@ -109,11 +109,28 @@ pub(crate) fn scan_options() -> ReadOptions {
 }
 
 /// For the files of a load, which lie in the database's file system already.
-pub(crate) fn ingest_options() -> IngestExternalFileOptions {
+pub(crate) fn ingest_options(moves: bool) -> IngestExternalFileOptions {
     let mut options = IngestExternalFileOptions::default();
-    options.set_move_files(true);
+    options.set_move_files(moves);
     options
 }
+
+/// Of a table while it is loaded: files that come in several parts overlap, and RocksDB would stop the writes of all tables until it has
+/// compacted them, over and over.
+pub(crate) fn loading_options(table: &Options) -> Options {
+    let mut options = table.clone();
+    options.set_disable_auto_compactions(true);
+    options.set_level_zero_slowdown_writes_trigger(i32::MAX);
+    options.set_level_zero_stop_writes_trigger(i32::MAX);
+    options
+}
+
+/// What undoes [`loading_options`]: RocksDB's defaults.
+pub(crate) const LOADED: [(&str, &str); 3] = [
+    ("level0_slowdown_writes_trigger", "20"),
+    ("level0_stop_writes_trigger", "36"),
+    ("disable_auto_compactions", "false"),
+];
 
 /// Makes a load that came in several parts one sorted run at the lowest level.
 pub(crate) fn compact_options() -> CompactOptions {

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 /// absent key costs no read and a present one costs a single read.
 const DEFAULT_BLOCK_CACHE_BYTES: usize = 256 << 20;
 
+/// Two pieces of 128 MiB: the larger they are, the fewer there are to be merged.
+const DEFAULT_LOAD_BYTES: usize = 256 << 20;
+
 /// How to open an [`SsdTier`](crate::SsdTier).
 ///
 /// The first tier of a process that opens a database decides `num_threads` and `block_cache_bytes` for all that share
@@ -21,6 +24,8 @@ pub struct SsdSettings {
     pub read_only: bool,
     /// The most keys that are handed to RocksDB at a time.
     pub max_batch_size: usize,
+    /// Memory in which the rows of a load are sorted, for each that is under way.
+    pub load_bytes: usize,
     /// Memory for blocks, indexes and filters of all tables together.
     pub block_cache_bytes: usize,
 }
@@ -33,6 +38,7 @@ impl SsdSettings {
             num_threads: 16,
             read_only: false,
             max_batch_size: 65_536,
+            load_bytes: DEFAULT_LOAD_BYTES,
             block_cache_bytes: DEFAULT_BLOCK_CACHE_BYTES,
         }
     }

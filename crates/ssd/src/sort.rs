@@ -6,16 +6,19 @@
 //!           and the last piece have of it, and write it as a table file
 //! ```
 //!
-//! A table that fits into one piece is written once, a larger one twice, and neither needs to be compacted: table files do not
-//! overlap. Of a repeated key the last row stays: within a piece that of the last position, among runs that of the latest.
+//! A table that fits into one piece is written once, a larger one twice (one of more than [`MAX_RUNS`] pieces three times), and none
+//! needs to be compacted: table files do not overlap. Of a repeated key the last row stays: within a piece that of the last
+//! position, among runs that of the latest.
 //!
-//! A run is a file of records `order (8 bytes, little endian) | row`, by ascending order (see [`order_of`]), each order once.
+//! A run is a file of records `order (8 bytes, little endian) | row`, by ascending order (see [`order_of`]), each order once. It is
+//! read in blocks, whose checksums stay in memory: nobody else verifies rows between the model files and RocksDB.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -25,17 +28,21 @@ use hps_core::row::Rows;
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use rocksdb::{Options, SstFileWriter};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::entry::order_of;
 
-/// Memory of a piece: two of them, one that fills and one that is being written.
-const PIECE_BYTES: usize = 128 << 20;
+/// About the size of a block of a run: what one read takes, and what each run that is merged has in memory.
+const BLOCK_BYTES: usize = 64 << 10;
 
-/// Of every so many rows of a run, the order of the first is kept in memory: a range begins somewhere between two of them.
-const SAMPLE_ROWS: usize = 1024;
+/// So many runs of one piece each become one: all are open while they are merged.
+const MAX_RUNS: usize = 64;
 
-/// Buffers of all runs together that are merged at a time.
-const MERGE_BYTES: usize = 128 << 20;
+/// Threads that write table files: each has the filter and the index of its file in memory, 10 to 20 bytes for each row.
+const MAX_WRITERS: usize = 8;
+
+/// The most rows of a table file, which bounds that.
+const MAX_FILE_ROWS: usize = 4 << 20;
 
 /// Where a row sorts, and where it lies in its piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,9 +80,18 @@ impl Piece {
 #[derive(Debug)]
 struct Run {
     path: PathBuf,
+    file: File,
     num_rows: u64,
-    /// Orders of rows 0, [`SAMPLE_ROWS`], ...
-    samples: Vec<u64>,
+    blocks: Vec<Block>,
+    /// How many runs were merged into it.
+    num_pieces: usize,
+}
+
+/// Of a run.
+#[derive(Debug)]
+struct Block {
+    first_order: u64,
+    checksum: u64,
 }
 
 /// What rows become.
@@ -93,7 +109,11 @@ pub(crate) struct Sorter {
     directory: PathBuf,
     row_bytes: usize,
     width: KeyWidth,
+    /// Of one piece; there are two.
     piece_bytes: usize,
+    max_runs: usize,
+    /// Runs written so far, which gives each a name of its own.
+    num_written: usize,
     piece: Piece,
     /// A piece that is being written.
     writing: Option<JoinHandle<Result<(Run, Piece)>>>,
@@ -101,23 +121,19 @@ pub(crate) struct Sorter {
 }
 
 impl Sorter {
-    /// `directory` must not exist, or be left of a load that nobody will go on with.
-    pub(crate) fn new(directory: PathBuf, row_bytes: usize, width: KeyWidth) -> Self {
+    /// `directory` must not exist. `memory_bytes` are for rows.
+    pub(crate) fn new(directory: PathBuf, row_bytes: usize, width: KeyWidth, memory_bytes: usize) -> Self {
         Self {
             directory,
             row_bytes,
             width,
-            piece_bytes: PIECE_BYTES,
+            piece_bytes: memory_bytes / 2,
+            max_runs: MAX_RUNS,
+            num_written: 0,
             piece: Piece::default(),
             writing: None,
             runs: Vec::new(),
         }
-    }
-
-    #[cfg(test)]
-    fn with_pieces_of(mut self, piece_bytes: usize) -> Self {
-        self.piece_bytes = piece_bytes;
-        self
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -143,7 +159,7 @@ impl Sorter {
             };
             self.piece.entries.try_reserve(taken).map_err(out_of_memory)?;
             self.piece.rows.try_reserve(taken * self.row_bytes).map_err(out_of_memory)?;
-            let first = self.piece.entries.len() as u32;
+            let first = (self.piece.rows.len() / self.row_bytes) as u32;
             let width = self.width;
             self.piece.entries.extend(
                 (first..).zip(now).map(|(position, &key)| Entry { order: order_of(key, width), position }),
@@ -157,22 +173,50 @@ impl Sorter {
     /// Hands the piece to a thread that sorts and writes it, after the one before.
     fn write_piece(&mut self) -> Result<()> {
         let mut next = self.finish_writing()?.unwrap_or_default();
+        self.merge_runs()?;
         next.entries.clear();
         next.rows.clear();
         let mut piece = std::mem::replace(&mut self.piece, next);
-        std::fs::create_dir_all(&self.directory).map_err(|why| cannot_write(&self.directory, why))?;
-        let path = self.directory.join(format!("{:06}.run", self.runs.len()));
+        let path = self.next_path()?;
         let row_bytes = self.row_bytes;
         let work = move || {
             piece.sort();
-            let run = write_run(path, &piece, row_bytes)?;
-            Ok((run, piece))
+            let mut writer = RunWriter::create(path, row_bytes)?;
+            for &entry in &piece.entries {
+                writer.write(entry.order, piece.row(entry, row_bytes)?)?;
+            }
+            Ok((writer.finish(1)?, piece))
         };
         let thread = std::thread::Builder::new().name("hps-sort".into()).spawn(work).map_err(|why| {
             Error::new(ErrorKind::Internal, "cannot start a thread that sorts the rows of a load")
                 .caused_by(why)
         })?;
         self.writing = Some(thread);
+        Ok(())
+    }
+
+    fn next_path(&mut self) -> Result<PathBuf> {
+        std::fs::create_dir_all(&self.directory).map_err(|why| cannot_write(&self.directory, why))?;
+        self.num_written += 1;
+        Ok(self.directory.join(format!("{:06}.run", self.num_written)))
+    }
+
+    /// Makes one run of the last ones of one piece each, if they are many.
+    fn merge_runs(&mut self) -> Result<()> {
+        let first = self.runs.iter().rposition(|run| run.num_pieces > 1).map_or(0, |merged| merged + 1);
+        if self.runs.len() - first < self.max_runs {
+            return Ok(());
+        }
+        let path = self.next_path()?;
+        let runs = self.runs.split_off(first);
+        let mut writer = RunWriter::create(path, self.row_bytes)?;
+        let sources = runs.iter().map(|run| Ok(Source::File(RunReader::open(run, 0, self.row_bytes)?)));
+        merge(sources.collect::<Result<_>>()?, None, self.row_bytes, |order, row| writer.write(order, row))?;
+        self.runs.push(writer.finish(runs.len())?);
+        for run in runs {
+            // What is left goes with the directory.
+            drop(std::fs::remove_file(run.path));
+        }
         Ok(())
     }
 
@@ -200,40 +244,49 @@ impl Sorter {
         }
         std::fs::create_dir_all(&self.directory).map_err(|why| cannot_write(&self.directory, why))?;
         let begins = self.range_begins(file_bytes);
-        let num_threads = num_threads.clamp(1, begins.len());
         let merge = Merge {
             sorter: self,
             options,
-            buffer_bytes: (MERGE_BYTES / num_threads / self.runs.len().max(1)).clamp(16 << 10, 1 << 20),
             next: AtomicUsize::new(0),
             has_failed: AtomicBool::new(false),
             done: Mutex::new(Ok(Sorted::default())),
         };
         std::thread::scope(|scope| {
-            for _ in 1..num_threads {
-                scope.spawn(|| merge.work(name, &begins));
+            for _ in 1..num_threads.min(begins.len()).min(MAX_WRITERS) {
+                // If the system has no more threads, those that are there do all of it.
+                let started = std::thread::Builder::new().name("hps-sort".into());
+                drop(started.spawn_scoped(scope, || merge.work(name, &begins)));
             }
             merge.work(name, &begins);
         });
         let sorted = merge.done.into_inner()?;
         for run in self.runs.drain(..) {
-            // What is left goes with the directory.
             drop(std::fs::remove_file(run.path));
         }
         self.piece = Piece::default();
         Ok(sorted)
     }
 
+    /// Forgets all rows, and removes the directory.
+    pub(crate) fn clear(&mut self) {
+        drop(self.finish_writing());
+        self.runs.clear();
+        self.piece = Piece::default();
+        // What cannot be removed now is removed by the next start.
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+
     /// The first order of each table file's range, ascending; of the first one 0.
     fn range_begins(&self, file_bytes: usize) -> Vec<u64> {
-        let mut samples: Vec<u64> =
-            self.piece.entries.iter().step_by(SAMPLE_ROWS).map(|entry| entry.order).collect();
-        samples.extend(self.runs.iter().flat_map(|run| &run.samples));
-        samples.sort_unstable();
-        let rows_per_file = file_bytes / (self.row_bytes + size_of::<Key>());
-        let samples_per_file = (rows_per_file / SAMPLE_ROWS).max(1);
+        let rows_per_block = rows_per_block(self.row_bytes);
+        let mut orders: Vec<u64> =
+            self.piece.entries.iter().step_by(rows_per_block).map(|entry| entry.order).collect();
+        orders.extend(self.runs.iter().flat_map(|run| &run.blocks).map(|block| block.first_order));
+        orders.sort_unstable();
+        let rows_per_file = (file_bytes / (self.row_bytes + size_of::<Key>())).min(MAX_FILE_ROWS);
+        let blocks_per_file = (rows_per_file / rows_per_block).max(1);
         let mut begins = vec![0];
-        begins.extend(samples.iter().skip(samples_per_file).step_by(samples_per_file));
+        begins.extend(orders.iter().skip(blocks_per_file).step_by(blocks_per_file));
         begins.dedup();
         begins
     }
@@ -241,29 +294,66 @@ impl Sorter {
 
 impl Drop for Sorter {
     fn drop(&mut self) {
-        drop(self.finish_writing());
-        // What cannot be removed now is removed by the next load or the next start.
-        drop(std::fs::remove_dir_all(&self.directory));
+        self.clear();
     }
 }
 
-fn write_run(path: PathBuf, piece: &Piece, row_bytes: usize) -> Result<Run> {
-    let failed = |why| cannot_write(&path, why);
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed)?);
-    for &entry in &piece.entries {
-        file.write_all(&entry.order.to_le_bytes()).map_err(failed)?;
-        file.write_all(piece.row(entry, row_bytes)?).map_err(failed)?;
+fn rows_per_block(row_bytes: usize) -> usize {
+    (BLOCK_BYTES / (size_of::<u64>() + row_bytes)).max(1)
+}
+
+struct RunWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+    row_bytes: usize,
+    num_rows: u64,
+    blocks: Vec<Block>,
+    block: Vec<u8>,
+}
+
+impl RunWriter {
+    fn create(path: PathBuf, row_bytes: usize) -> Result<Self> {
+        let file = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = BufWriter::with_capacity(1 << 20, file.map_err(|why| cannot_write(&path, why))?);
+        Ok(Self { path, file, row_bytes, num_rows: 0, blocks: Vec::new(), block: Vec::new() })
     }
-    file.flush().map_err(failed)?;
-    let samples = piece.entries.iter().step_by(SAMPLE_ROWS).map(|entry| entry.order).collect();
-    Ok(Run { num_rows: piece.entries.len() as u64, samples, path })
+
+    fn write(&mut self, order: u64, row: &[u8]) -> Result<()> {
+        if self.block.is_empty() {
+            self.blocks.push(Block { first_order: order, checksum: 0 });
+        }
+        self.block.extend_from_slice(&order.to_le_bytes());
+        self.block.extend_from_slice(row);
+        self.num_rows += 1;
+        if self.num_rows.is_multiple_of(rows_per_block(self.row_bytes) as u64) {
+            self.end_block()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn end_block(&mut self) -> Result<()> {
+        if let Some(block) = self.blocks.last_mut() {
+            block.checksum = xxh3_64(&self.block);
+        }
+        self.file.write_all(&self.block).map_err(|why| cannot_write(&self.path, why))?;
+        self.block.clear();
+        Ok(())
+    }
+
+    fn finish(mut self, num_pieces: usize) -> Result<Run> {
+        if !self.block.is_empty() {
+            self.end_block()?;
+        }
+        let file = self.file.into_inner().map_err(|why| cannot_write(&self.path, why.into_error()))?;
+        Ok(Run { path: self.path, file, num_rows: self.num_rows, blocks: self.blocks, num_pieces })
+    }
 }
 
 /// The merge of everything that was put.
 struct Merge<'s> {
     sorter: &'s Sorter,
     options: &'s Options,
-    buffer_bytes: usize,
     /// The next range that nobody has taken.
     next: AtomicUsize,
     has_failed: AtomicBool,
@@ -272,6 +362,7 @@ struct Merge<'s> {
 
 impl Merge<'_> {
     fn work(&self, name: &str, begins: &[u64]) {
+        let _stops_others = StopsOthers(&self.has_failed);
         while !self.has_failed.load(Ordering::Relaxed) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(&begin) = begins.get(number) else { return };
@@ -303,48 +394,72 @@ impl Merge<'_> {
         let Sorter { row_bytes, width, piece, runs, .. } = self.sorter;
         let mut sources = Vec::new();
         for run in runs {
-            sources.push(Source::File(RunReader::open(run, begin, *row_bytes, self.buffer_bytes)?));
+            sources.push(Source::File(RunReader::open(run, begin, *row_bytes)?));
         }
         // The latest, and so the last.
         let first = piece.entries.partition_point(|entry| entry.order < begin);
         sources.push(Source::Memory { piece, next: first });
-        let is_within = |order: &u64| end.is_none_or(|end| *order < end);
-        // The smallest order first; of one order, the row of the latest source.
-        let mut heap = BinaryHeap::new();
-        for (number, source) in sources.iter().enumerate() {
-            if let Some(order) = source.order().filter(is_within) {
-                heap.push((Reverse(order), number));
-            }
-        }
-        if heap.is_empty() {
-            return Ok(0);
-        }
 
         let mut writer = SstFileWriter::create(self.options);
-        writer.open(path).map_err(failed)?;
-        let mut last = None;
         let mut rows = 0;
-        while let Some(mut top) = heap.peek_mut() {
-            let (Reverse(order), number) = *top;
-            let source = sources.get_mut(number).ok_or_else(lost_row)?;
-            if last != Some(order) {
-                let row = source.row(*row_bytes)?;
-                match width {
-                    KeyWidth::Bits64 => writer.put(order.to_be_bytes(), row),
-                    KeyWidth::Bits32 => writer.put((order as u32).to_be_bytes(), row),
-                }
-                .map_err(failed)?;
-                (last, rows) = (Some(order), rows + 1);
+        merge(sources, end, *row_bytes, |order, row| {
+            if rows == 0 {
+                writer.open(path).map_err(failed)?;
             }
-            source.advance()?;
-            match source.order().filter(is_within) {
-                Some(order) => top.0 = Reverse(order),
-                None => drop(PeekMut::pop(top)),
+            rows += 1;
+            match width {
+                KeyWidth::Bits64 => writer.put(order.to_be_bytes(), row),
+                KeyWidth::Bits32 => writer.put((order as u32).to_be_bytes(), row),
             }
+            .map_err(failed)
+        })?;
+        if rows > 0 {
+            writer.finish().map_err(failed)?;
         }
-        writer.finish().map_err(failed)?;
         Ok(rows)
     }
+}
+
+/// Tells the other threads if this one panics.
+struct StopsOthers<'a>(&'a AtomicBool);
+
+impl Drop for StopsOthers<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Shows what `sources` have before `end`, in order; of an order that several have, the row of the last of them.
+fn merge(
+    mut sources: Vec<Source<'_>>,
+    end: Option<u64>,
+    row_bytes: usize,
+    mut show: impl FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let is_within = |order: &u64| end.is_none_or(|end| *order < end);
+    let mut heap = BinaryHeap::new();
+    for (number, source) in sources.iter().enumerate() {
+        if let Some(order) = source.order().filter(is_within) {
+            heap.push((Reverse(order), number));
+        }
+    }
+    let mut last = None;
+    while let Some(mut top) = heap.peek_mut() {
+        let (Reverse(order), number) = *top;
+        let source = sources.get_mut(number).ok_or_else(lost_row)?;
+        if last != Some(order) {
+            show(order, source.row(row_bytes)?)?;
+            last = Some(order);
+        }
+        source.advance()?;
+        match source.order().filter(is_within) {
+            Some(order) => top.0 = Reverse(order),
+            None => drop(PeekMut::pop(top)),
+        }
+    }
+    Ok(())
 }
 
 /// Rows in ascending order.
@@ -357,14 +472,14 @@ impl Source<'_> {
     /// Of the next row.
     fn order(&self) -> Option<u64> {
         match self {
-            Self::File(reader) => reader.order,
+            Self::File(reader) => reader.order(),
             Self::Memory { piece, next } => piece.entries.get(*next).map(|entry| entry.order),
         }
     }
 
     fn row(&self, row_bytes: usize) -> Result<&[u8]> {
         match self {
-            Self::File(reader) => Ok(&reader.row),
+            Self::File(reader) => reader.row().ok_or_else(lost_row),
             Self::Memory { piece, next } => {
                 let entry = piece.entries.get(*next).ok_or_else(lost_row)?;
                 piece.row(*entry, row_bytes)
@@ -385,44 +500,58 @@ impl Source<'_> {
 
 struct RunReader<'s> {
     run: &'s Run,
-    file: BufReader<File>,
-    left: u64,
-    order: Option<u64>,
-    row: Vec<u8>,
+    row_bytes: usize,
+    /// The number of the block in memory, and the block from the record on that comes next.
+    number: usize,
+    block: Vec<u8>,
+    at: usize,
 }
 
 impl<'s> RunReader<'s> {
     /// At the first row from `begin` on.
-    fn open(run: &'s Run, begin: u64, row_bytes: usize, buffer_bytes: usize) -> Result<Self> {
-        let failed = |why| cannot_read(&run.path, why);
-        let sample = run.samples.partition_point(|&order| order < begin).saturating_sub(1);
-        let skipped = (sample * SAMPLE_ROWS) as u64;
-        let mut file = File::open(&run.path).map_err(failed)?;
-        file.seek(SeekFrom::Start(skipped * (size_of::<u64>() + row_bytes) as u64)).map_err(failed)?;
-        let mut reader = Self {
-            run,
-            file: BufReader::with_capacity(buffer_bytes, file),
-            left: run.num_rows.saturating_sub(skipped),
-            order: None,
-            row: vec![0; row_bytes],
-        };
-        reader.advance()?;
-        while reader.order.is_some_and(|order| order < begin) {
+    fn open(run: &'s Run, begin: u64, row_bytes: usize) -> Result<Self> {
+        let number = run.blocks.partition_point(|block| block.first_order < begin).saturating_sub(1);
+        let mut reader = Self { run, row_bytes, number, block: Vec::new(), at: 0 };
+        reader.read_block()?;
+        while reader.order().is_some_and(|order| order < begin) {
             reader.advance()?;
         }
         Ok(reader)
     }
 
-    fn advance(&mut self) -> Result<()> {
-        self.order = None;
-        if self.left == 0 {
+    fn read_block(&mut self) -> Result<()> {
+        let rows_per_block = rows_per_block(self.row_bytes);
+        let record_bytes = size_of::<u64>() + self.row_bytes;
+        let first_row = (self.number * rows_per_block) as u64;
+        let num_rows = self.run.num_rows.saturating_sub(first_row).min(rows_per_block as u64) as usize;
+        self.block.resize(num_rows * record_bytes, 0);
+        self.at = 0;
+        let Some(block) = self.run.blocks.get(self.number) else { return Ok(()) };
+        let read = self.run.file.read_exact_at(&mut self.block, first_row * record_bytes as u64);
+        read.map_err(|why| cannot_read(&self.run.path, why))?;
+        if xxh3_64(&self.block) == block.checksum {
             return Ok(());
         }
-        self.left -= 1;
-        let mut order = [0; size_of::<u64>()];
-        let read = self.file.read_exact(&mut order).and_then(|()| self.file.read_exact(&mut self.row));
-        read.map_err(|why| cannot_read(&self.run.path, why))?;
-        self.order = Some(u64::from_le_bytes(order));
+        Err(Error::new(ErrorKind::Corrupt, "the disk gave back other rows of a load than were written")
+            .at("path", self.run.path.display()))
+    }
+
+    fn order(&self) -> Option<u64> {
+        let order = self.block.get(self.at..self.at + size_of::<u64>())?;
+        order.try_into().ok().map(u64::from_le_bytes)
+    }
+
+    fn row(&self) -> Option<&[u8]> {
+        let start = self.at + size_of::<u64>();
+        self.block.get(start..start + self.row_bytes)
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        self.at += size_of::<u64>() + self.row_bytes;
+        if self.at >= self.block.len() && !self.block.is_empty() {
+            self.number += 1;
+            self.read_block()?;
+        }
         Ok(())
     }
 }
@@ -471,7 +600,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let database = DB::open_default(directory.path().join("database")).unwrap();
         let sorting = directory.path().join("sorting");
-        let mut sorter = Sorter::new(sorting.clone(), ROW_BYTES, width).with_pieces_of(piece_bytes);
+        let mut sorter = Sorter::new(sorting.clone(), ROW_BYTES, width, 2 * piece_bytes);
+        sorter.max_runs = 5;
         for batch in batches {
             let keys: Vec<Key> = batch.iter().map(|&(key, _)| key).collect();
             let rows: Vec<u8> =
@@ -539,18 +669,18 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_cut_short_is_an_error_not_fewer_rows() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut sorter =
-            Sorter::new(directory.path().join("s"), ROW_BYTES, KeyWidth::Bits64).with_pieces_of(10_000);
-        let keys: Vec<Key> = (0..3_000).collect();
-        let rows = vec![1; keys.len() * ROW_BYTES];
-        sorter.put(&keys, Rows::new(&rows, ROW_BYTES).unwrap()).unwrap();
-        drop(sorter.finish_writing().unwrap());
-        let cut = File::options().write(true).open(&sorter.runs[0].path).unwrap();
-        cut.set_len(1_000).unwrap();
-        let error = sorter.finish("a", &Options::default(), 1 << 20, 2).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Storage, "{error}");
-        assert!(error.to_string().contains("000000.run"), "{error}");
+    fn a_run_that_the_disk_gives_back_otherwise_is_an_error_not_other_rows() {
+        for damage in [|file: &File| file.set_len(1_000), |file: &File| file.write_all_at(&[0xAA], 5_000)] {
+            let directory = tempfile::tempdir().unwrap();
+            let mut sorter = Sorter::new(directory.path().join("s"), ROW_BYTES, KeyWidth::Bits64, 20_000);
+            let keys: Vec<Key> = (0..3_000).collect();
+            let rows = vec![1; keys.len() * ROW_BYTES];
+            sorter.put(&keys, Rows::new(&rows, ROW_BYTES).unwrap()).unwrap();
+            drop(sorter.finish_writing().unwrap());
+            damage(&sorter.runs[0].file).unwrap();
+            let error = sorter.finish("a", &Options::default(), 1 << 20, 2).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Storage | ErrorKind::Corrupt), "{error}");
+            assert!(error.to_string().contains("000001.run"), "{error}");
+        }
     }
 }

@@ -170,7 +170,7 @@ impl Table {
             name = unused_name(database, &self.spec, record);
             record.loading = Some(name.clone());
         })?;
-        database.create_column_family(&name)?;
+        database.create_loading(&name)?;
         Ok(name)
     }
 
@@ -201,6 +201,9 @@ impl Table {
             if database.drop_column_family(&replaced).is_ok() {
                 drop(self.change(database, Durability::Logged, |record| record.dropping = None));
             }
+        }
+        if switched.is_ok() {
+            database.flush_records();
         }
         self.is_loading.store(false, Ordering::Release);
         switched

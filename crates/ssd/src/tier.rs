@@ -14,7 +14,7 @@ use rocksdb::properties;
 use crate::database::{ColumnFamily, Database};
 use crate::entry::{read_key, wrong_key, wrong_row};
 use crate::error::{read_only, table_storage};
-use crate::load::SsdLoad;
+use crate::load::{LoadSettings, SsdLoad};
 use crate::lookup::{Reader, check_row_bytes};
 use crate::options::{Durability, scan_options};
 use crate::record::OUR_PREFIX;
@@ -32,8 +32,7 @@ pub struct SsdTier {
     tables: Vec<Arc<Table>>,
     reader: Reader,
     max_batch_size: usize,
-    /// Of a load.
-    num_threads: usize,
+    loads: LoadSettings,
     is_read_only: bool,
 }
 
@@ -54,9 +53,12 @@ impl SsdTier {
             tables,
             reader: Reader::new(settings.max_batch_size, settings.num_threads),
             max_batch_size: settings.max_batch_size.max(1),
-            num_threads: std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .min(settings.num_threads),
+            loads: LoadSettings {
+                num_threads: std::thread::available_parallelism()
+                    .map_or(1, usize::from)
+                    .min(settings.num_threads),
+                memory_bytes: settings.load_bytes,
+            },
             is_read_only: settings.read_only,
         })
     }
@@ -194,12 +196,13 @@ impl TruthTier for SsdTier {
         self.writable_table(table, "record a table's source")?.set_record(&self.database, record)
     }
 
-    /// Loads of different tables may run at once, each with up to 400 MB of memory. The rows take their place on disk beside the old
-    /// ones until the commit, and up to twice it while the commit merges what it has sorted (sort.rs).
+    /// Loads of different tables may run at once, each with `load_bytes` of memory for rows, and at the end up to 80 MB for each of up to
+    /// eight threads. The rows take their place on disk beside the old ones until the commit, and up to twice it while the commit
+    /// merges what it has sorted (sort.rs).
     fn begin_load(&self, table: TableId, _expected: Expected) -> Result<Box<dyn TableLoad + '_>> {
         let table = self.writable_table(table, "load a table")?;
         let name = table.begin_load(&self.database)?;
-        Ok(Box::new(SsdLoad::new(&self.database, table, &self.reader, self.num_threads, name)))
+        Ok(Box::new(SsdLoad::new(&self.database, table, &self.reader, self.loads, name)))
     }
 
     /// The number that a load noted, or a scan of the keys.

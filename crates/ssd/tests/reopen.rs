@@ -14,9 +14,11 @@ use std::io::Read;
 use std::path::Path;
 
 use common::{TABLE, child, load, one_table, open, open_read_only, role};
+use hps_core::batch::Batch;
 use hps_core::key::Key;
-use hps_core::testing::{lookup, row_of};
-use hps_core::tier::{Held, Tier, TruthTier};
+use hps_core::row::{Rows, RowsMut};
+use hps_core::testing::{lookup, row_of, rows_of};
+use hps_core::tier::{Expected, Held, Tier, TruthTier};
 
 const NUM_KEYS: u64 = 300_000;
 
@@ -93,4 +95,37 @@ fn files_of_a_load_that_was_killed_are_removed_by_the_next_writer_and_by_no_read
     assert!(!left.exists());
     // One that begins after is not disturbed.
     assert_eq!(load(&tier, &[1, 2, 3], 1, 64, "source"), 3);
+}
+
+#[test]
+fn a_loaded_table_has_no_files_that_overlap_also_if_it_came_in_parts() {
+    for is_looked_up in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let tier = open(directory.path(), &one_table());
+        let mut load = tier.begin_load(TABLE, Expected::rows(30_000)).unwrap();
+        for part in 0..3 {
+            let keys: Vec<Key> = (part * 5_000..part * 5_000 + 10_000).collect();
+            load.put(&keys, Rows::new(&rows_of(&keys, part, 64), 64).unwrap()).unwrap();
+            if is_looked_up {
+                let (mut row, mut misses) = (vec![0; 64], Vec::new());
+                let mut rows = RowsMut::from_bytes(&mut row, 64).unwrap();
+                load.lookup(Batch::all(&keys[..1]), &mut rows, &mut misses).unwrap();
+                assert!(misses.is_empty());
+            }
+        }
+        assert_eq!(load.commit("source").unwrap(), 20_000);
+        assert_eq!(lookup(&tier, TABLE, 64, &[7_000]), [Some(row_of(7_000, 1, 64))]);
+        drop(tier);
+        let options = rocksdb::Options::default();
+        let names = rocksdb::DB::list_cf(&options, directory.path()).unwrap();
+        let db = rocksdb::DB::open_cf_for_read_only(&options, directory.path(), &names, false).unwrap();
+        let name = names.iter().find(|name| name.contains("sparse_embedding0")).unwrap();
+        let table = db.cf_handle(name).unwrap();
+        let files_above = |level: usize| {
+            let property = format!("rocksdb.num-files-at-level{level}");
+            db.property_int_value_cf(table, property.as_str()).unwrap().unwrap()
+        };
+        assert_eq!((0..6).map(files_above).sum::<u64>(), 0);
+        assert!(files_above(6) > 0);
+    }
 }

@@ -23,7 +23,13 @@ pub(crate) fn one_table() -> Vec<TableSpec> {
 }
 
 pub(crate) fn settings(path: &Path) -> SsdSettings {
-    SsdSettings { num_threads: 2, block_cache_bytes: 32 << 20, ..SsdSettings::new(path) }
+    // Loads of some thousand rows are sorted in several runs.
+    SsdSettings {
+        num_threads: 2,
+        load_bytes: 256 << 10,
+        block_cache_bytes: 32 << 20,
+        ..SsdSettings::new(path)
+    }
 }
 
 pub(crate) fn open(path: &Path, tables: &[TableSpec]) -> SsdTier {
