@@ -77,17 +77,7 @@ __device__ __noinline__ Found mend(const HpsLookup& p, uint64_t key, Found found
   for (uint32_t wrong = __ballot_sync(kWholeWarp, is_wrong && lane_id() % kShare == 0); wrong != 0; wrong &= wrong - 1) {
     const uint32_t owner = lowest(wrong);
     const uint64_t its_key = __shfl_sync(kWholeWarp, key, static_cast<int>(owner));
-    Found its{p.default_row, find_whole_key(p.first, its_key), kNowhere};
-    if (its.slot != kNoSlot) {
-      its.where = kFirst;
-      its.row = reinterpret_cast<uint64_t>(row_of(p.first, its.slot, p.row_bytes));
-    } else if (p.second.num_sets != 0) {
-      its.slot = find_whole_key(p.second, its_key);
-      if (its.slot != kNoSlot) {
-        its.where = kSecond;
-        its.row = address_of_row(p.second, its.slot, p.row_bytes);
-      }
-    }
+    const Found its = resolve_by(p, [&](const HpsSetTable& table) { return find_whole_key(table, its_key); });
     if (lane_id() / kShare == owner / kShare) found = its;
   }
   const bool is_left = p.fetch.entries != 0 && found.where == kSecond;

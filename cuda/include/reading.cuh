@@ -11,22 +11,29 @@ struct Found {
   int where;
 };
 
-// Looks for a key in the first table, then in the second. Exact, if nobody changes its sets meanwhile.
-template <int kMode>
-HPS_DEVICE Found resolve(const HpsLookup& p, uint64_t key, const Place& place, const Place& place_second) {
+// Looks in the first table, then in the second, where `slot_in` says that the key is.
+template <typename SlotIn>
+HPS_DEVICE Found resolve_by(const HpsLookup& p, SlotIn slot_in) {
   Found found{p.default_row, kNoSlot, kNowhere};
-  found.slot = find<kMode>(p.first, key, place);
+  found.slot = slot_in(p.first);
   if (found.slot != kNoSlot) {
     found.where = kFirst;
     found.row = reinterpret_cast<uint64_t>(row_of(p.first, found.slot, p.row_bytes));
   } else if (p.second.num_sets != 0) {
-    found.slot = find<kMode>(p.second, key, place_second);
+    found.slot = slot_in(p.second);
     if (found.slot != kNoSlot) {
       found.where = kSecond;
       found.row = address_of_row(p.second, found.slot, p.row_bytes);
     }
   }
   return found;
+}
+
+// Exact, if nobody changes the key's sets meanwhile.
+template <int kMode>
+HPS_DEVICE Found resolve(const HpsLookup& p, uint64_t key, const Place& place, const Place& place_second) {
+  return resolve_by(
+      p, [&](const HpsSetTable& table) { return find<kMode>(table, key, &table == &p.first ? place : place_second); });
 }
 
 // The versions of the sets where a key may be: unchanged versions, unchanged rows.

@@ -140,9 +140,9 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
             let num_rows = truth.count_rows(table)?;
             let max_rows = rows_to_cache(settings, num_rows);
             let mut expected = Expected::rows(max_rows.map_or(num_rows, |max| max.min(num_rows)));
-            // Keys of a table that is held whole, without a margin, may need no index. It is served without the files, too.
+            // Keys of a table that is held whole may need no index. It is served without the files, too.
             if expected.rows == num_rows
-                && settings.overflow_margin == u64::MAX
+                && cache.wants_largest_key(table)
                 && let Some(sources) = sources.as_ref().and_then(|sources| sources.get(i))
             {
                 expected.largest_key = load::largest_key(sources).unwrap_or_default();

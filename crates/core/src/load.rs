@@ -20,7 +20,7 @@ use crate::model_files::ModelFiles;
 use crate::observer::{Observer, Progress};
 use crate::record::{Compared, SourceRecord, TableRecord};
 use crate::row::{Rows, RowsMut};
-use crate::tier::{CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, TierKind, TruthTier};
+use crate::tier::{CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, TruthTier};
 use crate::update_clock::UpdateClock;
 
 /// From here on the commit of a load takes long enough that a user wants to know of it.
@@ -131,10 +131,9 @@ impl Loader<'_> {
         self.sources.iter().map(|source| source.files.num_keys()).sum()
     }
 
-    /// Looks through the keys for memory, which saves the index of keys that lie close together.
     fn expected(&self) -> Result<Expected> {
-        let is_asked = self.truth.kind() == TierKind::Host;
-        let largest_key = if is_asked { largest_key(self.sources)? } else { None };
+        let is_wanted = self.truth.wants_largest_key(self.table);
+        let largest_key = if is_wanted { largest_key(self.sources)? } else { None };
         Ok(Expected { rows: self.num_keys(), largest_key })
     }
 

@@ -88,6 +88,11 @@ pub trait Tier: Send + Sync {
     /// As [`Tier::insert`].
     fn erase(&self, table: TableId, keys: &[Key]) -> Result<()>;
 
+    /// True if it can make use of [`Expected::largest_key`] for the table; to find that out takes reading all keys.
+    fn wants_largest_key(&self, _table: TableId) -> bool {
+        false
+    }
+
     /// Says that no device reads rows any more that writes have replaced or removed, as far as these writes have ended: their
     /// places may be used again. For tiers whose rows devices read ([`crate::device::ReachableRows`]).
     fn reclaim(&self, _table: TableId) {}

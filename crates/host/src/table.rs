@@ -138,6 +138,11 @@ impl Table {
         Ok(added)
     }
 
+    /// True if keys that lie close together would need no index.
+    pub(crate) fn may_be_direct(&self) -> bool {
+        self.may_be_direct
+    }
+
     /// Uses the places of replaced rows again, or never: see [`Partition::reclaim`].
     pub(crate) fn reclaim(&self, are_free: bool) {
         for shard in self.shards.iter().filter(|_| self.serves_devices) {

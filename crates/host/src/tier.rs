@@ -127,6 +127,11 @@ impl Tier for HostTier {
         TierKind::Host
     }
 
+    /// For tables whose keys may need no index: direct.rs.
+    fn wants_largest_key(&self, table: TableId) -> bool {
+        self.with(table, |table| Ok(table.may_be_direct())).unwrap_or(false)
+    }
+
     fn lookup(
         &self,
         table: TableId,

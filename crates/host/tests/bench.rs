@@ -13,7 +13,7 @@ use common::{POLICIES, TABLE, limited, open, unlimited};
 use hps_core::key::mix;
 use hps_core::tier::{CacheTier, Expected, Tier};
 use hps_core::{Batch, Key, Rows, RowsMut};
-use hps_host::HostTier;
+use hps_host::{HostSettings, HostTier};
 
 const NUM_ROWS: u64 = 1_000_000;
 const BATCHES: u64 = 32;
@@ -33,6 +33,13 @@ fn batches(num_keys: usize) -> Vec<Vec<u64>> {
     (0..BATCHES)
         .map(|batch| (0..num_keys as u64).map(|i| mix((batch << 32) | i) % NUM_ROWS).collect())
         .collect()
+}
+
+fn policy_of(settings: &HostSettings) -> String {
+    match settings.overflow_margin {
+        None => "-".into(),
+        Some(_) => format!("{:?}", settings.overflow_policy),
+    }
 }
 
 /// Nanoseconds per key of each action, medians. The actions take turns on each batch, so that whatever else the machine
@@ -96,10 +103,7 @@ fn lookup_against_a_plain_gather() {
                         look_up(&absent[batch])
                     }],
                 );
-                let policy = match settings.overflow_margin {
-                    None => "-".into(),
-                    Some(_) => format!("{:?}", settings.overflow_policy),
-                };
+                let policy = policy_of(&settings);
                 println!(
                     "{dim:3} {num_keys:7}  {:2}  {policy:9} {gather:7.1} {hits:7.1} {missed:7.1} {:7.2} {insert:7.0}",
                     settings.num_partitions,
@@ -157,10 +161,7 @@ fn lookups_beside_a_writer_that_adds_keys() {
         });
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[((times.len() as f64 * share) as usize).min(times.len() - 1)];
-        let policy = match settings.overflow_margin {
-            None => "-".into(),
-            Some(_) => format!("{:?}", settings.overflow_policy),
-        };
+        let policy = policy_of(&settings);
         println!(
             "{}  {policy:9}  {rate:9.2}  {:7.0} {:7.0} {:7.0} {:8.0}",
             settings.num_partitions,

@@ -17,7 +17,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,7 +32,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::entry::order_of;
 
-/// About the size of a block of a run: what one read takes, and what each run that is merged has in memory.
+/// About the size of a block of a run: what one read or write takes, and what each run that is merged has in memory.
 const BLOCK_BYTES: usize = 64 << 10;
 
 /// So many runs of one piece each become one: all are open while they are merged.
@@ -304,7 +304,7 @@ fn rows_per_block(row_bytes: usize) -> usize {
 
 struct RunWriter {
     path: PathBuf,
-    file: BufWriter<File>,
+    file: File,
     row_bytes: usize,
     num_rows: u64,
     blocks: Vec<Block>,
@@ -314,7 +314,7 @@ struct RunWriter {
 impl RunWriter {
     fn create(path: PathBuf, row_bytes: usize) -> Result<Self> {
         let file = File::options().read(true).write(true).create_new(true).open(&path);
-        let file = BufWriter::with_capacity(1 << 20, file.map_err(|why| cannot_write(&path, why))?);
+        let file = file.map_err(|why| cannot_write(&path, why))?;
         Ok(Self { path, file, row_bytes, num_rows: 0, blocks: Vec::new(), block: Vec::new() })
     }
 
@@ -345,8 +345,7 @@ impl RunWriter {
         if !self.block.is_empty() {
             self.end_block()?;
         }
-        let file = self.file.into_inner().map_err(|why| cannot_write(&self.path, why.into_error()))?;
-        Ok(Run { path: self.path, file, num_rows: self.num_rows, blocks: self.blocks, num_pieces })
+        Ok(Run { path: self.path, file: self.file, num_rows: self.num_rows, blocks: self.blocks, num_pieces })
     }
 }
 
@@ -501,9 +500,11 @@ impl Source<'_> {
 struct RunReader<'s> {
     run: &'s Run,
     row_bytes: usize,
-    /// The number of the block in memory, and the block from the record on that comes next.
+    /// The number of the block in memory.
     number: usize,
+    /// Its records; none behind the last block.
     block: Vec<u8>,
+    /// Where the next record begins in it.
     at: usize,
 }
 
