@@ -31,17 +31,20 @@ unsafe impl<T: Send> Send for Array<T> {}
 // SAFETY: as above; shared references give shared references to the items only.
 unsafe impl<T: Sync> Sync for Array<T> {}
 
-impl<T: Copy> Array<T> {
-    const ALIGNMENT_FITS: () = assert!(align_of::<T>() <= 64, "blocks are aligned to 64 bytes");
+impl<T> Array<T> {
+    const IS_PLAIN: () = {
+        assert!(align_of::<T>() <= 64, "blocks are aligned to 64 bytes");
+        assert!(!std::mem::needs_drop::<T>(), "items in a block are never dropped");
+    };
 
-    /// `len` times `value`.
-    pub(crate) fn filled(len: usize, value: T) -> Result<Self> {
-        let () = Self::ALIGNMENT_FITS;
+    /// `len` times `item()`.
+    pub(crate) fn filled(len: usize, item: impl Fn() -> T) -> Result<Self> {
+        let () = Self::IS_PLAIN;
         let num_bytes = len.checked_mul(size_of::<T>()).ok_or_else(too_large)?;
         if num_bytes < MIN_MAPPED_BYTES {
             let mut items = Vec::new();
             items.try_reserve_exact(len).map_err(out_of_memory)?;
-            items.resize(len, value);
+            items.resize_with(len, item);
             let address = NonNull::from(items.as_mut_slice()).cast();
             return Ok(Self { items: address, len, owner: Owner::Heap { _items: items } });
         }
@@ -49,9 +52,9 @@ impl<T: Copy> Array<T> {
         let items: NonNull<T> = block.address().cast();
         for i in 0..len {
             // SAFETY: the block has room for `len` items from its address on, and `i` is below `len`.
-            let item = unsafe { items.add(i) };
+            let place = unsafe { items.add(i) };
             // SAFETY: the place is within the block, aligned, and nobody else's.
-            unsafe { item.write(value) };
+            unsafe { place.write(item()) };
         }
         Ok(Self { items, len, owner: Owner::System { block } })
     }
@@ -91,7 +94,7 @@ mod tests {
     #[test]
     fn every_item_has_the_value_and_can_be_changed() {
         for len in [0usize, 1, 100, 100_000] {
-            let mut array = Array::filled(len, (1u64, 2u32)).unwrap();
+            let mut array = Array::filled(len, || (1u64, 2u32)).unwrap();
             assert_eq!(array.len(), len);
             assert!(array.iter().all(|&item| item == (1, 2)));
             array.iter_mut().zip(0..).for_each(|(item, i)| item.0 = i);
@@ -103,7 +106,7 @@ mod tests {
 
     #[test]
     fn too_long_an_array_is_an_error() {
-        assert!(Array::filled(usize::MAX / 2, 0u64).is_err());
-        assert!(Array::filled(1 << 50, 0u64).is_err());
+        assert!(Array::filled(usize::MAX / 2, || 0u64).is_err());
+        assert!(Array::filled(1 << 50, || 0u64).is_err());
     }
 }

@@ -5,10 +5,11 @@
 //! can be filled to 98 %: 13 bytes per key and slot, where a plain open-addressing table needs 16 to 27.
 //!
 //! ```text
-//! bucket: | key 0 .. key 4 (8 bytes each) | slot 0 .. slot 4 (4 bytes each) | away (4 bytes) |
+//! bucket: | key 0 .. key 4 (8 bytes each) | slot 0 .. slot 4 (4 bytes each) | mark 0 .. mark 4 (4 bits each), away (12 bits) |
 //! ```
 //! `away` counts the keys whose first bucket this is and which live in their second: if it is 0, a key that is not
-//! here is nowhere. A slot of `NO_SLOT` marks an empty entry, so that every key is legal.
+//! here is nowhere. A slot of `NO_SLOT` marks an empty entry, so that every key is legal. What a policy remembers of a row
+//! (marks.rs) lies in the line that a lookup has read anyway.
 //!
 //! Hashes are keyed with random numbers that are drawn anew when keys refuse to spread: nobody can make keys collide.
 
@@ -19,25 +20,20 @@ use hps_core::key::mix;
 use hps_core::{Error, ErrorKind, Key, Result};
 
 pub(crate) use self::bucket::Bucket;
-use self::bucket::{EMPTY_BUCKET, WAYS};
+use self::bucket::{EMPTY_BUCKET, Entry, WAYS};
 use crate::array::Array;
+use crate::marks::{Mark, Use};
 use crate::prefetch::prefetch;
 use crate::random::Random;
 use crate::slab::NO_SLOT;
 
-/// How full an index may be: memory per row against work per insertion.
-#[derive(Debug)]
-struct Fullness {
-    /// Where the index grows. Beyond 98 % searches for an empty entry become long; 98.95 % is the theoretical end.
-    most: f64,
-    /// What an index begins with whose size is known beforehand: leaves room for partitions that get more keys.
-    expected: f64,
-    /// By how much a large index grows, in 1/1024 of its size.
-    growth: usize,
-}
-
-const ROOMY: Fullness = Fullness { most: 0.965, expected: 0.945, growth: 64 };
-const TIGHT: Fullness = Fullness { most: 0.976, expected: 0.965, growth: 19 };
+/// How full an index may be, where it grows: beyond 98 % searches for an empty entry become long, and 98.95 % is the
+/// theoretical end.
+const MOST_FULL: f64 = 0.972;
+/// What an index begins with whose size is known beforehand: leaves room for partitions that get more keys.
+const EXPECTED_FULL: f64 = 0.96;
+/// By how much a large index grows, in 1/1024 of its size.
+const GROWTH: usize = 18;
 
 /// If keys refuse to spread below this fullness, the hash is to blame.
 const SUSPICIOUS_LOAD: f64 = 0.9;
@@ -134,7 +130,7 @@ struct Buckets {
 
 impl Buckets {
     fn new(num_buckets: usize, seeds: Seeds) -> Result<Self> {
-        Ok(Self { buckets: Array::filled(num_buckets, EMPTY_BUCKET)?, seeds })
+        Ok(Self { buckets: Array::filled(num_buckets, Bucket::empty)?, seeds })
     }
 
     fn capacity(&self) -> usize {
@@ -155,8 +151,8 @@ impl Buckets {
     }
 
     /// Puts a key that is not there. False, and nothing changed, if no room could be made.
-    fn place(&mut self, key: Key, slot: u32) -> bool {
-        let (first, second) = self.both(key);
+    fn place(&mut self, entry: Entry) -> bool {
+        let (first, second) = self.both(entry.key);
         let empty = |bucket: usize| Some((bucket, self.buckets.get(bucket)?.empty_way()?));
         let Some((at, way)) =
             empty(first).or_else(|| empty(second)).or_else(|| self.make_room(first, second))
@@ -166,10 +162,10 @@ impl Buckets {
         if at != first
             && let Some(home) = self.buckets.get_mut(first)
         {
-            home.away += 1;
+            home.sent_away();
         }
         match self.buckets.get_mut(at) {
-            Some(bucket) => bucket.set(way, key, slot),
+            Some(bucket) => bucket.set(way, entry),
             None => return false,
         }
         true
@@ -183,31 +179,31 @@ impl Buckets {
     fn take_over(&mut self, smaller: &Self) -> bool {
         let entries = || {
             let buckets = smaller.buckets.iter().enumerate();
-            buckets.flat_map(|(at, bucket)| (0..WAYS).filter_map(move |way| Some((at, bucket.entry(way)?))))
+            buckets.flat_map(|(at, bucket)| bucket.entries().map(move |entry| (at, entry)))
         };
-        for (at, (key, slot)) in entries() {
-            let mixed = mix(key);
+        for (at, entry) in entries() {
+            let mixed = mix(entry.key);
             let to = self.first(self.seeds.hash(mixed));
             if smaller.first(smaller.seeds.hash(mixed)) == at
                 && let Some(bucket) = self.buckets.get_mut(to)
                 && let Some(way) = bucket.empty_way()
             {
-                bucket.set(way, key, slot);
+                bucket.set(way, entry);
             }
         }
-        entries().all(|(_, (key, slot))| self.view().find(key) != NO_SLOT || self.place(key, slot))
+        entries().all(|(_, entry)| self.view().find(entry.key) != NO_SLOT || self.place(entry))
     }
 
-    /// Empties an entry.
-    fn vacate(&mut self, at: usize, way: usize) -> Option<u32> {
+    /// Empties an entry and returns what it was.
+    fn vacate(&mut self, at: usize, way: usize) -> Option<Entry> {
         let bucket = self.buckets.get_mut(at)?;
-        let (key, slot) = bucket.entry(way)?;
-        bucket.set(way, key, NO_SLOT);
-        let (first, _) = self.both(key);
+        let entry = bucket.entry(way)?;
+        bucket.set(way, Entry { slot: NO_SLOT, mark: 0, ..entry });
+        let (first, _) = self.both(entry.key);
         if at != first {
-            self.buckets.get_mut(first)?.away -= 1;
+            self.buckets.get_mut(first)?.came_back();
         }
-        Some(slot)
+        Some(entry)
     }
 }
 
@@ -220,14 +216,12 @@ pub(crate) struct LargerIndex(Buckets);
 pub(crate) struct Index {
     table: Buckets,
     len: usize,
-    fullness: Fullness,
 }
 
 impl Index {
-    /// An empty index. `is_tight`: spend time rather than memory when it grows.
-    pub(crate) fn new(is_tight: bool) -> Result<Self> {
-        let table = Buckets::new(0, Seeds::new())?;
-        Ok(Self { table, len: 0, fullness: if is_tight { TIGHT } else { ROOMY } })
+    /// An empty index.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { table: Buckets::new(0, Seeds::new())?, len: 0 })
     }
 
     /// Number of keys.
@@ -253,11 +247,11 @@ impl Index {
     }
 
     /// Adds a key that is not there. After an error nothing has changed.
-    pub(crate) fn insert_new(&mut self, key: Key, slot: u32) -> Result<()> {
-        if self.len >= rows_at(self.table.capacity(), self.fullness.most) {
+    pub(crate) fn insert_new(&mut self, key: Key, slot: u32, mark: Mark) -> Result<()> {
+        if self.len >= rows_at(self.table.capacity(), MOST_FULL) {
             self.grow()?;
         }
-        while !self.table.place(key, slot) {
+        while !self.table.place(Entry { key, slot, mark }) {
             self.grow()?;
         }
         self.len += 1;
@@ -269,8 +263,8 @@ impl Index {
         let (first, second) = self.table.both(key);
         [first, second].into_iter().any(|at| {
             let Some(bucket) = self.table.buckets.get_mut(at) else { return false };
-            let way = bucket.way_of(key);
-            way.inspect(|&way| bucket.set(way, key, slot)).is_some()
+            let found = bucket.way_of(key).and_then(|way| Some((way, bucket.entry(way)?)));
+            found.inspect(|&(way, entry)| bucket.set(way, Entry { slot, ..entry })).is_some()
         })
     }
 
@@ -279,7 +273,7 @@ impl Index {
         let (first, second) = self.table.both(key);
         let find = |at: usize| Some((at, self.table.buckets.get(at)?.way_of(key)?));
         let (at, way) = find(first).or_else(|| find(second))?;
-        let slot = self.table.vacate(at, way)?;
+        let Entry { slot, .. } = self.table.vacate(at, way)?;
         self.len -= 1;
         Some(slot)
     }
@@ -292,12 +286,38 @@ impl Index {
         })
     }
 
+    /// Every key's mark.
+    pub(crate) fn marks(&self) -> impl Iterator<Item = Mark> + '_ {
+        self.table.buckets.iter().flat_map(Bucket::entries).map(|entry| entry.mark)
+    }
+
+    /// Gives every key the mark that `remark` says, beside readers.
+    pub(crate) fn remark(&self, mut remark: impl FnMut(Key, Mark) -> Mark) {
+        for bucket in self.table.buckets.iter() {
+            bucket.remark(|entry| remark(entry.key, entry.mark));
+        }
+    }
+
+    /// Notes a use of a key's row.
+    pub(crate) fn touch(&self, key: Key, used: Use) {
+        let mixed = mix(key);
+        let first = self.view().approach(mixed);
+        match first.look(key) {
+            (NO_SLOT, true) => {
+                let second = self.view().approach_second(mixed);
+                second.touch(second.find(key), used);
+            }
+            (NO_SLOT, false) => {}
+            (slot, _) => first.touch(slot, used),
+        }
+    }
+
     /// Prepares for that many keys.
     pub(crate) fn reserve(&mut self, num_keys: usize) -> Result<()> {
-        if num_keys <= rows_at(self.table.capacity(), self.fullness.most) {
+        if num_keys <= rows_at(self.table.capacity(), MOST_FULL) {
             return Ok(());
         }
-        let num_buckets = (num_keys as f64 / self.fullness.expected / WAYS as f64).ceil() as usize;
+        let num_buckets = (num_keys as f64 / EXPECTED_FULL / WAYS as f64).ceil() as usize;
         self.table = self.rebuilt(num_buckets, self.table.seeds)?;
         Ok(())
     }
@@ -305,10 +325,10 @@ impl Index {
     /// The same keys with room for so many more; None if there is room.
     pub(crate) fn larger(&self, num_keys: usize) -> Result<Option<LargerIndex>> {
         let wanted = self.len.saturating_add(num_keys);
-        if wanted <= rows_at(self.table.capacity(), self.fullness.most) {
+        if wanted <= rows_at(self.table.capacity(), MOST_FULL) {
             return Ok(None);
         }
-        let needed = (wanted as f64 / self.fullness.most / WAYS as f64).ceil() as usize + 1;
+        let needed = (wanted as f64 / MOST_FULL / WAYS as f64).ceil() as usize + 1;
         self.rebuilt(needed.max(self.grown()), self.table.seeds).map(|table| Some(LargerIndex(table)))
     }
 
@@ -320,7 +340,7 @@ impl Index {
     /// Buckets of the next size.
     fn grown(&self) -> usize {
         let now = self.table.buckets.len();
-        let more = (now.saturating_mul(self.fullness.growth) / 1024).max(now.clamp(2, MIN_GROWTH));
+        let more = (now.saturating_mul(GROWTH) / 1024).max(now.clamp(2, MIN_GROWTH));
         now.saturating_add(more)
     }
 

@@ -9,7 +9,7 @@
 //!       Direct      direct.rs     key -> slot for keys that lie close together: by arithmetic
 //!       Index       index.rs      key -> slot for all others: bucketed cuckoo hashing, one cache line per bucket
 //!       Slabs       slab.rs       slot -> row: equal rows in large blocks of the allocator
-//!       Marks       marks.rs      slot -> how recently or often used, if a policy asks
+//!       Marks       marks.rs      what a policy remembers: 4 bits of each index entry
 //! ```
 //!
 //! Invariants:
@@ -20,9 +20,9 @@
 //! * Memory is taken before anything is changed: when it cannot be had, every row is as it was.
 //! * A row stays in its slot until it is erased or evicted. A slot is (slab, offset) by shift and mask, and slabs lie
 //!   in blocks of the allocator that was handed in, so that a GPU may read rows by itself.
-//! * A table takes at most 16 bytes per row beyond the row, its 8-byte key included, from a million rows on, with up to
-//!   16 partitions and rows of up to 512 bytes. Hundreds of partitions, or wider rows under an eviction policy, cost
-//!   up to 2 bytes more: the last slab of each partition is half empty. Keys that lie close together cost next to nothing.
+//! * A table takes at most 14 bytes per row beyond the row, its 8-byte key included, from a million rows on, with up to
+//!   16 partitions and rows of up to 512 bytes, whatever the policy. Hundreds of partitions, or wider rows, cost up to 2
+//!   bytes more: the last slab of each partition is half empty. Keys that lie close together cost next to nothing.
 //!
 //! The crate knows no GPU and no disk, and starts no thread. Memory of erased rows is reused by the table, and given
 //! back to the system when the table is dropped.

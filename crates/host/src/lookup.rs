@@ -42,9 +42,6 @@ impl<'l, 'p> Lookup<'l, 'p> {
 fn approach_row<'p>(view: &View<'p>, slot: u32, num_lines: usize) -> Option<RowRef<'p>> {
     let row = view.slabs.row_or_any(slot)?;
     prefetch_lines(row.address(), num_lines);
-    if let Some(marks) = view.marks {
-        marks.prefetch(slot);
-    }
     Some(row)
 }
 

@@ -7,7 +7,7 @@ use hps_core::{Error, ErrorKind, Key, Result};
 
 use crate::direct::{Direct, DirectView};
 use crate::index::{Index, IndexView, LargerIndex};
-use crate::marks::{Marks, Verdict};
+use crate::marks::{Mark, Marks, Use};
 use crate::prefetch::prefetch;
 use crate::random::{Random, Sample};
 use crate::settings::Limit;
@@ -19,9 +19,8 @@ pub(crate) struct View<'p> {
     pub(crate) direct: DirectView<'p>,
     pub(crate) index: IndexView<'p>,
     pub(crate) slabs: SlabsView<'p>,
-    pub(crate) marks: Option<&'p Marks>,
-    /// What `marks` are told of rows that are read.
-    pub(crate) stamp: u16,
+    /// What reading a row does to its mark, if a policy keeps one.
+    pub(crate) used: Option<Use>,
 }
 
 /// What became of a row that was to be written.
@@ -33,13 +32,6 @@ pub(crate) enum Outcome {
     NotAdded,
     /// It was not written: rows have to be evicted first.
     Full,
-}
-
-/// Rows that have to go.
-#[derive(Debug, Default)]
-pub(crate) struct Victims {
-    pub(crate) keys: Vec<Key>,
-    verdict: Option<Verdict>,
 }
 
 /// A part of a table.
@@ -65,13 +57,11 @@ impl Partition {
         serves_devices: bool,
         arena: Arc<Arena>,
     ) -> Result<Self> {
-        let marks = limit.as_ref().and_then(Marks::new);
         Ok(Self {
             direct: None,
-            // Marks take two of the bytes that a row may cost, so the index gets fewer.
-            index: Index::new(marks.is_some())?,
+            index: Index::new()?,
             slabs: Slabs::new(row_bytes, arena),
-            marks,
+            marks: limit.as_ref().and_then(Marks::new),
             limit,
             num_evicted: 0,
             replaced: serves_devices.then(Vec::new),
@@ -91,9 +81,8 @@ impl Partition {
     /// Bytes taken beside the arena's.
     pub(crate) fn num_bytes(&self) -> usize {
         let replaced = self.replaced.as_ref().map_or(0, |slots| slots.capacity() * size_of::<u32>());
-        let marks = self.marks.as_ref().map_or(0, Marks::num_bytes);
         let direct = self.direct.as_ref().map_or(0, Direct::num_bytes);
-        self.index.num_bytes() + self.slabs.num_bytes() + marks + replaced + direct
+        self.index.num_bytes() + self.slabs.num_bytes() + replaced + direct
     }
 
     /// Prepares for `num_rows` rows, `num_keys` of them with keys in the index, or for the margin if that is less; partitions of the
@@ -126,21 +115,15 @@ impl Partition {
         Ok(())
     }
 
-    /// Lets time pass for the policy; see [`Marks::tick`].
-    fn tick(&self, num_accesses: usize) -> u16 {
-        self.marks.as_ref().map_or(0, |marks| marks.tick(num_accesses))
-    }
-
     // ---- reading ----
 
-    /// What lookups read, for `num_accesses` of them: see [`Self::tick`].
+    /// What lookups read, for `num_accesses` of them: see [`Marks::tick`].
     pub(crate) fn view(&self, num_accesses: usize) -> View<'_> {
         View {
             direct: self.direct.as_ref().map(Direct::view).unwrap_or_default(),
             index: self.index.view(),
             slabs: self.slabs.view(),
-            marks: self.marks.as_ref(),
-            stamp: self.tick(num_accesses),
+            used: self.marks.as_ref().map(|marks| marks.tick(num_accesses)),
         }
     }
 
@@ -171,7 +154,7 @@ impl Partition {
     pub(crate) fn look_up(&self, key: Key) -> Option<&[u8]> {
         let slot = self.find(key)?;
         if let Some(marks) = &self.marks {
-            marks.looked_up(slot, self.tick(1));
+            self.index.touch(key, marks.tick(1));
         }
         self.slabs.row(slot)
     }
@@ -233,8 +216,8 @@ impl Partition {
     }
 
     fn overwrite(&mut self, key: Key, slot: u32, row: &[u8]) -> Result<()> {
-        if let Some(marks) = &self.marks {
-            marks.overwritten(slot);
+        if let Some(used) = self.marks.as_ref().and_then(Marks::overwriting) {
+            self.index.touch(key, used);
         }
         if self.replaced.is_some() {
             return self.replace(key, slot, row);
@@ -276,15 +259,10 @@ impl Partition {
             return Ok(Outcome::Full);
         }
         self.slabs.reserve_one()?;
-        if let Some(marks) = &mut self.marks {
-            marks.cover(self.slabs.num_slots())?;
-        }
         let slot = self.slabs.next().ok_or_else(lost_slot)?;
-        self.index.insert_new(key, slot)?;
+        let mark = self.marks.as_ref().map_or(0, Marks::of_new_row);
+        self.index.insert_new(key, slot, mark)?;
         self.slabs.take();
-        if let Some(marks) = &self.marks {
-            marks.added(slot);
-        }
         write_row(&mut self.slabs, slot, row)?;
         Ok(Outcome::Added)
     }
@@ -308,30 +286,53 @@ impl Partition {
     }
 
     /// Whom to evict if the partition is full, so that as many rows are left as its limit says: by its policy. At least one, also if
-    /// rows are looked up meanwhile.
-    pub(crate) fn choose_victims(&self, random: &mut Random) -> Result<Victims> {
-        let Some(limit) = self.limit.filter(|_| self.is_full()) else { return Ok(Victims::default()) };
-        let num_victims = self.len().saturating_sub(limit.kept);
-        let mut victims = Victims::default();
-        victims.keys.try_reserve_exact(num_victims).map_err(out_of_memory)?;
-        let mut sample = Sample::new(num_victims, self.index.len());
-        victims.verdict = self
-            .marks
-            .as_ref()
-            .map(|marks| marks.judge(|| self.index.iter().map(|(_, slot)| slot), num_victims));
-        for (key, slot) in self.index.iter() {
-            let goes = match (&self.marks, &mut victims.verdict) {
-                (Some(marks), Some(verdict)) => marks.condemns(slot, verdict, random),
-                _ => sample.takes(random),
-            };
-            if goes && victims.keys.len() < num_victims {
-                victims.keys.push(key);
+    /// rows are looked up meanwhile. What the policy remembers is tidied up on the way.
+    pub(crate) fn choose_victims(&self, random: &mut Random) -> Result<Vec<Key>> {
+        let mut victims = Vec::new();
+        let num_victims = match self.limit {
+            Some(limit) if self.is_full() => self.len().saturating_sub(limit.kept),
+            _ => return Ok(victims),
+        };
+        victims.try_reserve_exact(num_victims).map_err(out_of_memory)?;
+        let choose = |key: Key| {
+            if victims.len() < num_victims {
+                victims.push(key);
+            }
+        };
+        match &self.marks {
+            Some(marks) => self.remark(marks, num_victims, random, choose),
+            None => {
+                let mut sample = Sample::new(num_victims, self.index.len());
+                self.index.iter().map(|(key, _)| key).filter(|_| sample.takes(random)).for_each(choose);
             }
         }
-        if victims.keys.is_empty() {
-            victims.keys.extend(self.index.iter().map(|(key, _)| key).take(1));
+        if victims.is_empty() {
+            victims.extend(self.index.iter().map(|(key, _)| key).take(1));
         }
         Ok(victims)
+    }
+
+    /// True if [`Self::tidy_up`] is due.
+    pub(crate) fn is_untidy(&self) -> bool {
+        self.marks.as_ref().is_some_and(Marks::is_late)
+    }
+
+    /// Goes through what the policy remembers, beside readers.
+    pub(crate) fn tidy_up(&self, random: &mut Random) {
+        if let Some(marks) = &self.marks {
+            self.remark(marks, 0, random, drop);
+        }
+    }
+
+    fn remark(&self, marks: &Marks, num_victims: usize, random: &mut Random, mut choose: impl FnMut(Key)) {
+        let mut verdict = marks.judge(self.index.marks(), num_victims);
+        self.index.remark(|key, mark: Mark| {
+            let (goes, next) = verdict.of(mark, random);
+            if goes {
+                choose(key);
+            }
+            next
+        });
     }
 
     /// Evicts these keys, as far as they are there.
@@ -341,13 +342,6 @@ impl Partition {
                 self.slabs.release(slot);
                 self.num_evicted += 1;
             }
-        }
-    }
-
-    /// Notes that all victims have gone.
-    pub(crate) fn note_eviction(&mut self, victims: &Victims) {
-        if let (Some(marks), Some(verdict)) = (&mut self.marks, &victims.verdict) {
-            marks.evicted(victims.keys.len(), verdict);
         }
     }
 }

@@ -34,6 +34,9 @@ impl Shard {
     /// The same, after the index has got room for so many more keys. If it has to grow for that, readers go on meanwhile.
     pub(crate) fn write_with_room(&self, num_keys: usize) -> Result<RwLockWriteGuard<'_, Partition>> {
         let partition = self.partition.upgradable_read();
+        if partition.is_untidy() {
+            partition.tidy_up(&mut Random::from_system());
+        }
         let larger = partition.larger_index(num_keys)?;
         let mut partition = RwLockUpgradableReadGuard::upgrade(partition);
         if let Some(larger) = larger {
@@ -47,11 +50,8 @@ impl Shard {
     pub(crate) fn make_room(&self) -> Result<()> {
         let mut random = self.evictor.lock();
         let victims = self.partition.upgradable_read().choose_victims(&mut random)?;
-        for keys in victims.keys.chunks(EVICTED_PER_LOCK) {
+        for keys in victims.chunks(EVICTED_PER_LOCK) {
             self.partition.write().evict(keys);
-        }
-        if !victims.keys.is_empty() {
-            self.partition.write().note_eviction(&victims);
         }
         Ok(())
     }

@@ -193,7 +193,6 @@ impl Slabs {
         let slab_bytes = (num_rows.saturating_mul(self.row_bytes) / num_slabs.max(1))
             .clamp(SLAB_BYTES, MAX_SLAB_BYTES)
             .max(self.row_bytes.saturating_mul(MIN_ROWS_PER_SLAB));
-        // At least two rows: marks behind the rows begin at an even place then.
         self.shift =
             slab_bytes.checked_div(self.row_bytes).and_then(usize::checked_ilog2).unwrap_or(0).max(1);
     }

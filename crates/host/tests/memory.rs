@@ -11,7 +11,7 @@ use hps_host::{HostSettings, HostTier};
 
 const NUM_ROWS: u64 = 1_000_000;
 /// Beyond the row, the 8-byte key included.
-const BUDGET: f64 = 16.0;
+const BUDGET: f64 = 14.0;
 
 /// What the process has allocated and touched. Without its code, of which pages become resident as they are first run: some
 /// hundred KiB that have nothing to do with rows. Exact: `statm` may be off by as much.
@@ -74,7 +74,7 @@ fn cases() -> Vec<(HostSettings, usize, bool)> {
 }
 
 #[test]
-fn a_row_takes_at_most_sixteen_bytes_more_than_its_own() {
+fn a_row_takes_at_most_fourteen_bytes_more_than_its_own() {
     if let Ok(case) = std::env::var(CASE) {
         let (settings, row_bytes, is_reserved) = cases()[case.parse::<usize>().unwrap()];
         let (reported, resident) = measure(settings, row_bytes, is_reserved);
@@ -92,7 +92,7 @@ fn a_row_takes_at_most_sixteen_bytes_more_than_its_own() {
     }
     for case in 0..cases().len() {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_row_takes_at_most_sixteen_bytes_more_than_its_own", "--nocapture"])
+            .args(["--exact", "a_row_takes_at_most_fourteen_bytes_more_than_its_own", "--nocapture"])
             .env(CASE, case.to_string())
             .output()
             .unwrap();

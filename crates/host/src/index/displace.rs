@@ -26,8 +26,7 @@ impl Buckets {
     }
 
     fn other(&self, at: usize, way: usize) -> Option<usize> {
-        let (key, _) = self.buckets.get(at)?.entry(way)?;
-        let (first, second) = self.both(key);
+        let (first, second) = self.both(self.buckets.get(at)?.entry(way)?.key);
         Some(if at == first { second } else { first })
     }
 
@@ -95,12 +94,11 @@ impl Buckets {
     }
 
     fn move_entry(&mut self, from: (usize, usize), to: (usize, usize)) -> Option<()> {
-        let (key, _) = self.buckets.get(from.0)?.entry(from.1)?;
-        let slot = self.vacate(from.0, from.1)?;
-        self.buckets.get_mut(to.0)?.set(to.1, key, slot);
-        let (first, _) = self.both(key);
+        let entry = self.vacate(from.0, from.1)?;
+        self.buckets.get_mut(to.0)?.set(to.1, entry);
+        let (first, _) = self.both(entry.key);
         if to.0 != first {
-            self.buckets.get_mut(first)?.away += 1;
+            self.buckets.get_mut(first)?.sent_away();
         }
         Some(())
     }

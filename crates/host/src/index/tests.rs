@@ -17,13 +17,13 @@ fn check(index: &Index, oracle: &HashMap<Key, u32>) {
             }
         }
     }
-    let counted: Vec<u32> = index.table.buckets.iter().map(|bucket| bucket.away).collect();
+    let counted: Vec<u32> = index.table.buckets.iter().map(Bucket::away).collect();
     assert_eq!(counted, away);
 }
 
 #[test]
 fn keys_of_every_value_are_found_and_no_others() {
-    let mut index = Index::new(false).unwrap();
+    let mut index = Index::new().unwrap();
     let mut oracle = HashMap::new();
     let hostile = hps_core::testing::hostile_keys(hps_core::KeyWidth::Bits64);
     for key in hostile.into_iter().chain(1_000..5_000) {
@@ -31,7 +31,7 @@ fn keys_of_every_value_are_found_and_no_others() {
             continue;
         }
         let slot = oracle.len() as u32;
-        index.insert_new(key, slot).unwrap();
+        index.insert_new(key, slot, 0).unwrap();
         oracle.insert(key, slot);
     }
     check(&index, &oracle);
@@ -40,7 +40,7 @@ fn keys_of_every_value_are_found_and_no_others() {
 
 #[test]
 fn an_index_without_buckets_holds_nothing() {
-    let mut index = Index::new(false).unwrap();
+    let mut index = Index::new().unwrap();
     assert_eq!(index.find(0), None);
     assert_eq!(index.view().approach(mix(0)).look(0), (NO_SLOT, false));
     assert_eq!(index.remove(0), None);
@@ -49,7 +49,7 @@ fn an_index_without_buckets_holds_nothing() {
 
 #[test]
 fn removal_keeps_the_others_and_the_counts() {
-    let mut index = Index::new(true).unwrap();
+    let mut index = Index::new().unwrap();
     let mut oracle = HashMap::new();
     let mut random = Random::from_system();
     for round in 0..20_000u32 {
@@ -57,7 +57,7 @@ fn removal_keeps_the_others_and_the_counts() {
         match oracle.remove(&key) {
             Some(slot) => assert_eq!(index.remove(key), Some(slot)),
             None => {
-                index.insert_new(key, round).unwrap();
+                index.insert_new(key, round, 0).unwrap();
                 oracle.insert(key, round);
             }
         }
@@ -69,35 +69,58 @@ fn removal_keeps_the_others_and_the_counts() {
     let taken = index.num_bytes();
     assert!(index.larger(10_000).unwrap().is_none());
     for key in 100_000..110_000 {
-        index.insert_new(key, key as u32).unwrap();
+        index.insert_new(key, key as u32, 0).unwrap();
     }
     assert_eq!(index.num_bytes(), taken);
 }
 
 #[test]
 fn it_fills_to_the_load_that_the_memory_budget_counts_on() {
-    for is_tight in [false, true] {
-        let mut index = Index::new(is_tight).unwrap();
-        let mut worst: f64 = 0.0;
-        for key in 0..150_000u64 {
-            index.insert_new(key, key as u32).unwrap();
-            if key > 50_000 {
-                worst = worst.max(index.num_bytes() as f64 / index.len() as f64);
-            }
+    let mut index = Index::new().unwrap();
+    let mut worst: f64 = 0.0;
+    for key in 0..150_000u64 {
+        index.insert_new(key, key as u32, 0).unwrap();
+        if key > 50_000 {
+            worst = worst.max(index.num_bytes() as f64 / index.len() as f64);
         }
-        let budget = if is_tight { 13.4 } else { 14.2 };
-        assert!(worst < budget, "{worst} bytes per key");
     }
+    assert!(worst < 13.75, "{worst} bytes per key");
+}
+
+#[test]
+fn marks_go_where_their_keys_go() {
+    let mut index = Index::new().unwrap();
+    let expected = |key: Key| (mix(key) % 16) as Mark;
+    for key in 0..50_000u64 {
+        index.insert_new(key, key as u32, expected(key)).unwrap();
+        if key % 3 == 0 {
+            index.remove(key / 2);
+        }
+    }
+    assert!(index.set_slot(40_000, 99_999));
+    let mut num_keys = 0;
+    index.remark(|key, mark| {
+        assert_eq!(mark, expected(key));
+        num_keys += 1;
+        15 - mark
+    });
+    assert_eq!(num_keys, index.len());
+    index.touch(40_001, Use::Stamp { newest: 7 });
+    index.touch(70_000, Use::Stamp { newest: 7 });
+    index.remark(|key, mark| {
+        assert_eq!(mark, if key == 40_001 { 7 } else { 15 - expected(key) });
+        mark
+    });
 }
 
 #[test]
 fn a_reserved_index_takes_its_memory_once() {
-    let mut index = Index::new(false).unwrap();
+    let mut index = Index::new().unwrap();
     index.reserve(100_000).unwrap();
     let taken = index.num_bytes();
     assert!((taken as f64) < 100_000.0 * 13.6, "{taken}");
-    for key in 0..102_000u64 {
-        index.insert_new(key << 32, key as u32).unwrap();
+    for key in 0..101_000u64 {
+        index.insert_new(key << 32, key as u32, 0).unwrap();
     }
     assert_eq!(index.num_bytes(), taken);
     index.reserve(1_000).unwrap();
@@ -118,12 +141,12 @@ fn unmix(mixed: u64) -> Key {
 #[test]
 fn keys_that_collide_make_it_choose_another_hash() {
     assert_eq!(mix(unmix(0x0123_4567_89AB_CDEF)), 0x0123_4567_89AB_CDEF);
-    let mut index = Index::new(false).unwrap();
+    let mut index = Index::new().unwrap();
     index.table.seeds = Seeds { flip: 0, multiplier: 1 };
     let colliding: Vec<Key> = (0..200).map(|i| unmix((7 << 50) | (2 << 30) | i)).collect();
     let mut oracle = HashMap::new();
     for (slot, &key) in colliding.iter().enumerate() {
-        index.insert_new(key, slot as u32).unwrap();
+        index.insert_new(key, slot as u32, 0).unwrap();
         oracle.insert(key, slot as u32);
     }
     check(&index, &oracle);

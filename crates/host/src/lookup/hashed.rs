@@ -109,12 +109,12 @@ impl<'v, 'p> Group<'v, 'p> {
 
     #[inline(always)]
     fn copy(&self, rows: &mut RowsMut<'_>, misses: &mut Vec<u32>) -> Result<()> {
-        let found = self.slots.iter().zip(&self.rows).zip(&self.views);
-        for (&position, ((&slot, &row), view)) in self.positions.iter().zip(found).take(self.len) {
+        let found = self.slots.iter().zip(&self.rows).zip(self.views.iter().zip(&self.buckets));
+        for (&position, ((&slot, &row), (view, bucket))) in self.positions.iter().zip(found).take(self.len) {
             match row {
                 Some(row) if slot != NO_SLOT => {
-                    if let Some(marks) = view.marks {
-                        marks.looked_up(slot, view.stamp);
+                    if let Some(used) = view.used {
+                        bucket.touch(slot, used);
                     }
                     if !rows.write(position as usize, view.slabs.bytes(row)) {
                         return Err(no_such_position());
