@@ -30,6 +30,13 @@ from gpu.tables import Table, assert_rows
 SMALL = os.environ.get("HPS_TEST_SMALL") == "1"
 DEVICE = torch.device("cuda", 0)
 
+#: Tools that watch kernels make launches wait for each other, and take memory of the GPU.
+needs_no_tool = unittest.skipIf(SMALL, "tools that watch kernels change timing and memory")
+#: Capturing takes memory that torch's allocator has at hand.
+needs_allocator = unittest.skipIf(
+    os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1", "torch's allocator is off"
+)
+
 #: The values of embedding_cache_type, and what is below the GPU.
 CACHES = ("static", "dynamic", "uvm")
 TIERS = ("host", "host and ssd")

@@ -5,7 +5,7 @@ import threading
 import torch
 
 import hps_torch
-from gpu.common import DEVICE, GpuTestCase, size
+from gpu.common import DEVICE, GpuTestCase, needs_allocator, needs_no_tool, size
 from gpu.tables import Table, random_keys, same_bits, seeded
 
 ROWS = size(3_000, 200)
@@ -145,6 +145,7 @@ class Fp8(GpuTestCase):
         for table_id, table in enumerate(tables):
             self.check_round_trip(store, table_id, table.keys)
 
+    @needs_no_tool
     def test_it_is_a_fraction_of_the_memory(self):
         rows = {}
         for fp8_quant in (False, True):
@@ -165,6 +166,7 @@ class Fp8(GpuTestCase):
         error = (rows - table.vectors).abs()
         assert bool((error <= table.vectors.abs() / 16 + largest / 448 / 512).all())
 
+    @needs_allocator
     def test_lookups_can_be_captured(self):
         table = Table(random_keys(ROWS), 32, vectors=some_rows(ROWS, 32, 3))
         store = self.make_store(table, cache="static", fp8_quant=True)

@@ -5,7 +5,7 @@ Not given, every answer is exact: that is what all other tests say.
 
 import torch
 
-from gpu.common import DEVICE, each_arrangement, wait_until, wait_until_cached
+from gpu.common import DEVICE, each_arrangement, size, wait_until, wait_until_cached
 from gpu.tables import Table, assert_rows, bits, random_keys, seeded
 
 ROWS = 4_000
@@ -73,7 +73,7 @@ class Threshold:
         self.opened(hit_rate_threshold=0.5)
         assert wait_until_cached(self.store, self.hot)
         defaults = 0
-        for _ in range(5):
+        for _ in range(size(5, 2)):
             fresh = next(self.fresh)
             right, counts = self.lookup(torch.cat([self.hot, fresh]))
             assert int(right[:100].sum()) > 90, counts

@@ -1,12 +1,18 @@
 """Lookups are work of torch's current stream: in order with what comes before and after."""
 
 import time
-import unittest
 
 import torch
 
 import hps_torch
-from gpu.common import DEVICE, SMALL, GpuTestCase, each_arrangement, size
+from gpu.common import (
+    DEVICE,
+    GpuTestCase,
+    each_arrangement,
+    needs_allocator,
+    needs_no_tool,
+    size,
+)
 from gpu.tables import Table, assert_rows, bits, random_keys, same_bits, seeded
 
 ROWS = size(5_000, 300)
@@ -129,7 +135,7 @@ class Streams:
 
 
 class NeverWaiting(GpuTestCase):
-    @unittest.skipIf(SMALL, "tools that watch kernels make launches wait")
+    @needs_no_tool
     def test_static_and_uvm_lookups_only_queue_work(self):
         table = Table(random_keys(ROWS), 32)
         for cache in ("static", "uvm"):
@@ -154,6 +160,7 @@ class LargeLookups:
     # Of so many keys that rows in host memory are read in the order of their addresses.
     KEYS = 1 << 15
 
+    @needs_no_tool
     def test_one_stream_does_not_wait_for_another(self):
         table = Table(random_keys(size(5_000, 500)), 32)
         store = self.make_store(table, gpucacheper=0.01)
@@ -173,6 +180,7 @@ class LargeLookups:
         blocked.synchronize()
         assert_rows(first, keys, table)
 
+    @needs_allocator
     def test_a_graph_of_a_large_lookup_is_exact(self):
         table = Table(random_keys(size(5_000, 500)), 32)
         store = self.make_store(table, gpucacheper=0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import hps_torch
-from gpu.common import DEVICE, each_arrangement, message_of, size
+from gpu.common import DEVICE, each_arrangement, message_of, needs_allocator, size
 from gpu.tables import Table, bits, checksum, random_keys, seeded
 
 ROWS = size(4_000, 300)
@@ -165,6 +165,7 @@ class ReadOnly:
 
 @each_arrangement(caches=("static", "uvm", "dynamic"), tiers=("host",))
 class Replaying:
+    @needs_allocator
     def test_a_graph_sees_what_was_updated_since_it_was_captured(self):
         table = Table(torch.arange(ROWS), 32)
         store = self.make_store(table, gpucacheper=0.1)

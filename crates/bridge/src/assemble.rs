@@ -5,26 +5,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hps_config::{Config, ModelConfig, OverflowPolicy, PersistentDbConfig, StorageTable, VolatileDbConfig};
-use hps_core::load::{self, Loaded, Source, fill_cache, load_table};
+use hps_config::{Config, ModelConfig, OverflowPolicy, PersistentDbConfig, VolatileDbConfig};
+use hps_core::load::{self, Loaded, fill_cache, load_table};
 use hps_core::memory::{BlockAllocator, MmapAllocator};
-use hps_core::model_files::ModelFiles;
 use hps_core::observer::Observer;
-use hps_core::store::{Table, Tiers};
+use hps_core::store::Tiers;
 use hps_core::tier::{CacheTier, Expected, Held, TableSpec, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Result, TableId};
 use hps_host::{EvictionPolicy, HostSettings, HostTier, Place};
-use hps_ssd::{SsdSettings, SsdTier};
+use hps_ssd::SsdTier;
 use parking_lot::Mutex;
 
 use crate::console::Console;
 use crate::devices;
 use crate::refresher::Schedule;
 use crate::registry::OpenStore;
-
-/// Bytes of a float32.
-const ELEMENT_BYTES: usize = 4;
+use crate::storage::{StorageTables, rows_to_cache, ssd_settings};
 
 /// The canonical path of the configuration that `ps_config_file` stands for.
 ///
@@ -88,18 +85,10 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     };
     let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) =
         match (&config.persistent_db, host.clone()) {
-            (Some(settings), host) => {
-                let settings = SsdSettings {
-                    num_threads: settings.num_threads,
-                    read_only: settings.read_only,
-                    max_batch_size: settings.max_batch_size,
-                    ..SsdSettings::new(settings.path.clone())
-                };
-                (
-                    Arc::new(SsdTier::open(settings, &storage.specs)?),
-                    host.map(|host| host as Arc<dyn CacheTier>),
-                )
-            }
+            (Some(settings), host) => (
+                Arc::new(SsdTier::open(ssd_settings(settings), &storage.specs)?),
+                host.map(|host| host as Arc<dyn CacheTier>),
+            ),
             (None, Some(host)) => (host, None),
             (None, None) => {
                 return Err(Error::new(
@@ -197,19 +186,6 @@ fn report(loaded: Loaded, spec: &TableSpec, observer: &Arc<dyn Observer>) {
     }
 }
 
-/// How many of a table's rows the host tier is filled with: the configured share, but not more than fit without
-/// evicting again what was just read. None for all.
-fn rows_to_cache(settings: &VolatileDbConfig, num_rows: u64) -> Option<u64> {
-    let share = (settings.initial_cache_rate < 1.0)
-        .then(|| (num_rows as f64 * settings.initial_cache_rate).ceil() as u64);
-    if settings.overflow_margin == u64::MAX {
-        return share;
-    }
-    let capacity = settings.overflow_margin.saturating_mul(settings.num_partitions as u64);
-    let capacity = (capacity as f64 * settings.overflow_resolution_target) as u64;
-    Some(share.map_or(capacity, |share| share.min(capacity)))
-}
-
 /// `pinned` gives memory that GPUs read by themselves, for the tables where they do.
 fn open_host(
     settings: &VolatileDbConfig,
@@ -237,73 +213,4 @@ fn open_host(
         serves_devices: false,
     };
     Ok(Arc::new(HostTier::open_each(settings, &storage.specs, place_of)?))
-}
-
-/// Storage tables of all models, numbered for the tiers, and the tables that use them.
-pub(crate) struct StorageTables<'c> {
-    pub(crate) specs: Vec<TableSpec>,
-    /// In the order of [`Table::sort`].
-    pub(crate) tables: Vec<Table>,
-    /// Model and storage table that each spec came from.
-    pub(crate) origins: Vec<(&'c ModelConfig, &'c StorageTable)>,
-}
-
-impl<'c> StorageTables<'c> {
-    fn of(config: &'c Config) -> Self {
-        let mut all = Self { specs: Vec::new(), tables: Vec::new(), origins: Vec::new() };
-        for model in &config.models {
-            let first = all.specs.len();
-            for storage in &model.storage_tables {
-                all.specs.push(TableSpec {
-                    name: storage.name.clone(),
-                    row_bytes: storage.dim * ELEMENT_BYTES,
-                    key_width: config.key_width,
-                });
-                all.origins.push((model, storage));
-            }
-            for (table_id, table) in model.tables.iter().enumerate() {
-                let storage = TableId((first + table.storage) as u32);
-                let (model, name, dim) = (&model.name, &table.name, table.dim);
-                all.tables.push(Table::new(model, table_id, name, storage, dim, table.default_value));
-            }
-        }
-        Table::sort(&mut all.tables);
-        all
-    }
-
-    /// The model files of every storage table; all that is wrong with any of them in one error.
-    fn open_sources(&self, config: &Config) -> Result<Vec<Vec<Source>>> {
-        let mut problems = Vec::new();
-        let mut all = Vec::new();
-        for (spec, (model, storage)) in self.specs.iter().zip(&self.origins) {
-            let mut sources = Vec::new();
-            for (table_id, table) in
-                model.tables.iter().enumerate().filter(|(id, _)| storage.tables.contains(id))
-            {
-                match ModelFiles::open(&table.source, spec.row_bytes, spec.key_width) {
-                    Ok(files) => sources.push(Source { table: table.name.clone(), files }),
-                    Err(error) => {
-                        problems.push(format!("model \"{}\": sparse_files[{table_id}]: {error}", model.name));
-                    }
-                }
-            }
-            all.push(sources);
-        }
-        if problems.is_empty() {
-            return Ok(all);
-        }
-        Err(Error::new(
-            ErrorKind::Config,
-            format!(
-                "{}: {} in the model files:\n{}",
-                config.file.display(),
-                count(problems.len()),
-                problems.join("\n")
-            ),
-        ))
-    }
-}
-
-fn count(problems: usize) -> String {
-    if problems == 1 { "a problem".into() } else { format!("{problems} problems") }
 }

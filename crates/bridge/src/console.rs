@@ -29,14 +29,22 @@ struct Step {
 }
 
 /// Prints to stderr.
-pub(crate) struct Console {
+pub struct Console {
     level: Level,
     is_terminal: bool,
     step: Mutex<Option<Step>>,
 }
 
+impl Default for Console {
+    /// As `HPS_LOG` says.
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Console {
-    pub(crate) fn new() -> Self {
+    /// As `HPS_LOG` says.
+    pub fn new() -> Self {
         let level = match std::env::var("HPS_LOG").as_deref() {
             Ok("off") => Level::Off,
             Ok("warn") => Level::Warn,

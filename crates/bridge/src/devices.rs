@@ -16,7 +16,7 @@ use hps_gpu::{
 };
 use hps_host::HostTier;
 
-use crate::assemble::StorageTables;
+use crate::storage::StorageTables;
 
 /// Opens the tier of every GPU that a model is deployed on. On a machine without GPUs there are none, whatever the models say.
 ///

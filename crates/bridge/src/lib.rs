@@ -7,7 +7,7 @@
 
 pub mod assemble;
 mod c_api;
-mod console;
+pub mod console;
 mod devices;
 mod fork;
 mod guard;
@@ -15,6 +15,7 @@ mod prepared;
 mod refresher;
 pub mod registry;
 mod stats_json;
+pub mod storage;
 
 use prepared::{PreparedLookup, prepare_lookup};
 

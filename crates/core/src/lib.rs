@@ -32,7 +32,7 @@ pub mod memory;
 pub mod model_files;
 pub mod observer;
 mod promoter;
-mod record;
+pub mod record;
 mod refresh;
 pub mod row;
 pub mod stats;
@@ -41,6 +41,7 @@ pub mod store;
 pub mod testing;
 pub mod tier;
 pub mod update_clock;
+pub mod verify;
 mod walk;
 
 pub use batch::Batch;

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::load::Source;
 use crate::model_files::{FileState, ModelFiles};
 
 /// What is recorded of one directory of model files.
@@ -55,6 +56,60 @@ pub(crate) enum Compared {
     SameContent(TableRecord),
     /// Another table.
     Changed,
+}
+
+/// Where rows came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Directory of the model files.
+    pub directory: String,
+    /// Bytes of both files.
+    pub bytes: u64,
+    /// See [`ModelFiles::read`]; empty if the rows were there before us and the files were never read.
+    pub checksum: String,
+}
+
+/// What model files are to a table, as far as can be told without reading them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// It was loaded from them, and they were not touched since.
+    Same,
+    /// They were copied or touched: whoever opens the table reads them to see whether they are others.
+    Touched,
+    /// They are others.
+    Changed,
+}
+
+/// Compares the files with a record that the truth keeps ([`crate::tier::Held::Table`]), without reading them.
+///
+/// # Errors
+/// `Corrupt` or `Unsupported` if the record cannot be understood.
+pub fn compare(record: &str, sources: &[Source]) -> Result<Comparison> {
+    let record = TableRecord::from_text(record)?;
+    let pairs = || record.sources.iter().zip(sources);
+    Ok(if record.sources.len() != sources.len() {
+        Comparison::Changed
+    } else if pairs().all(|(source, now)| source.is_untouched(&now.files)) {
+        Comparison::Same
+    } else if pairs().all(|(source, now)| source.may_be_equal(&now.files)) {
+        Comparison::Touched
+    } else {
+        Comparison::Changed
+    })
+}
+
+/// Where the rows of a table came from, as its record says.
+///
+/// # Errors
+/// As [`compare`].
+pub fn origins(record: &str) -> Result<Vec<Origin>> {
+    let record = TableRecord::from_text(record)?;
+    let origin = |source: SourceRecord| Origin {
+        directory: source.directory,
+        bytes: source.keys.bytes.saturating_add(source.vectors.bytes),
+        checksum: source.checksum,
+    };
+    Ok(record.sources.into_iter().map(origin).collect())
 }
 
 impl TableRecord {
@@ -152,6 +207,13 @@ mod tests {
             panic!("a copy has the same content");
         };
         assert_eq!(renewed.compare(&[&copy]).unwrap(), Compared::Same);
+        let source = |files: &ModelFiles| Source { table: "t".into(), files: files.clone() };
+        let text = record.to_text();
+        assert_eq!(compare(&text, &[source(&files)]).unwrap(), Comparison::Same);
+        assert_eq!(compare(&text, &[source(&copy)]).unwrap(), Comparison::Touched);
+        assert_eq!(compare(&text, &[]).unwrap(), Comparison::Changed);
+        let origin = origins(&text).unwrap().remove(0);
+        assert_eq!((origin.bytes, origin.directory), (12, first.path().display().to_string()));
         assert_eq!(record.compare(&[&files, &copy]).unwrap(), Compared::Changed);
 
         let other = write(second.path(), &[1, 2, 3, 5]);

@@ -71,6 +71,11 @@ impl Table {
         &self.model
     }
 
+    /// Its number in the model.
+    pub fn table_id(&self) -> usize {
+        self.table_id
+    }
+
     /// The order of a store's tables: by model, then by table id. Their positions are the numbers that devices know them by.
     pub fn sort(tables: &mut [Self]) {
         tables.sort_by(|a, b| (&a.model, a.table_id).cmp(&(&b.model, b.table_id)));

@@ -10,7 +10,8 @@ use hps_core::tier::TableSpec;
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use rocksdb::{
-    BoundColumnFamily, ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options, WriteBatch,
+    BoundColumnFamily, ColumnFamilyDescriptor, DBWithThreadMode, DEFAULT_COLUMN_FAMILY_NAME, MultiThreaded,
+    Options, WriteBatch,
 };
 
 use crate::error::{storage, table_storage};
@@ -130,6 +131,15 @@ impl Database {
         let table = Arc::new(Table::open(self, spec)?);
         tables.insert(spec.name.clone(), Arc::clone(&table));
         Ok(table)
+    }
+
+    /// Those that none of the open tables is made of, as they are on disk now.
+    pub(crate) fn other_column_families(&self) -> Result<Vec<String>> {
+        let specs: Vec<TableSpec> = self.tables.lock().values().map(|table| table.spec().clone()).collect();
+        let mut names = column_families(&self.path, &Options::default())?;
+        names.retain(|name| name != DEFAULT_COLUMN_FAMILY_NAME && !is_ours(name, &specs));
+        names.sort();
+        Ok(names)
     }
 
     pub(crate) fn has_column_family(&self, name: &str) -> bool {

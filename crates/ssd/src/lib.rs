@@ -45,4 +45,4 @@ mod tier;
 mod write;
 
 pub use settings::SsdSettings;
-pub use tier::SsdTier;
+pub use tier::{SsdTier, TableState};

@@ -16,7 +16,7 @@ use crate::entry::{read_key, wrong_key, wrong_row};
 use crate::error::{read_only, table_storage};
 use crate::load::{LoadSettings, SsdLoad};
 use crate::lookup::{Reader, check_row_bytes};
-use crate::options::{Durability, scan_options};
+use crate::options::{Durability, compact_options, scan_options};
 use crate::record::OUR_PREFIX;
 use crate::settings::SsdSettings;
 use crate::table::Table;
@@ -25,6 +25,21 @@ use crate::write::{Writer, check_rows};
 /// Bytes of rows that a scan shows at a time, and the most rows.
 const SCAN_BYTES: usize = 1 << 20;
 const SCAN_ROWS: usize = 8192;
+
+/// What is on disk of a table.
+#[derive(Clone, Debug)]
+pub struct TableState {
+    /// What it is.
+    pub held: Held,
+    /// As [`Tier::usage`] has it.
+    pub usage: TierUsage,
+    /// Rows, exactly, if the table was not written since they were counted.
+    pub counted_rows: Option<u64>,
+    /// Column family that is served.
+    pub column_family: Option<String>,
+    /// A load has begun and neither ended nor been cleared away.
+    pub is_being_loaded: bool,
+}
 
 /// Tables on an SSD, through RocksDB.
 pub struct SsdTier {
@@ -90,6 +105,57 @@ impl SsdTier {
             max_batch_size: self.max_batch_size,
             durability: Durability::Synced,
         })
+    }
+
+    /// What is on disk of a table.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the table is unknown, `Storage` if the database cannot be read.
+    pub fn state(&self, table: TableId) -> Result<TableState> {
+        let record = self.table(table)?.record();
+        Ok(TableState {
+            held: self.held(table)?,
+            usage: self.usage(table)?,
+            counted_rows: record.rows,
+            column_family: record.active,
+            is_being_loaded: record.loading.is_some(),
+        })
+    }
+
+    /// Column families of the database that belong to none of the tables that this process has opened.
+    ///
+    /// # Errors
+    /// `Storage` if the database cannot be read.
+    pub fn other_column_families(&self) -> Result<Vec<String>> {
+        self.database.other_column_families()
+    }
+
+    /// Makes a table one sorted run again, which is what lookups read fastest. Other tables, and lookups and updates of this one, go on
+    /// meanwhile. Takes up to the table's size of disk space until it ends.
+    ///
+    /// # Errors
+    /// `Unsupported` if the tier was opened read-only; `Storage`.
+    pub fn compact(&self, table: TableId) -> Result<()> {
+        let table = self.writable_table(table, "compact a table")?;
+        let Some(active) = table.active(&self.database)? else { return Ok(()) };
+        let failed = |error| {
+            table_storage("cannot compact the table", self.database.path(), &table.spec().name, error)
+        };
+        self.database.db().flush_cf(&active).map_err(failed)?;
+        let errors = || self.property(table, &active, properties::BACKGROUND_ERRORS);
+        let before = errors()?;
+        self.database.db().compact_range_cf_opt(&active, None::<&[u8]>, None::<&[u8]>, &compact_options());
+        // RocksDB's interface for C returns nothing.
+        match errors()?.saturating_sub(before) {
+            0 => Ok(()),
+            errors => Err(Error::new(
+                ErrorKind::Storage,
+                "RocksDB could not compact the table; its file LOG says why (a full disk?)",
+            )
+            .at("table", &table.spec().name)
+            .at("background errors", errors)
+            .at("database", self.database.path().display())),
+        }
     }
 
     fn property(&self, table: &Table, active: &ColumnFamily<'_>, name: &properties::PropName) -> Result<u64> {

@@ -1,0 +1,158 @@
+//! `hps check`: what a start would find, do and need.
+
+use hps_bridge::storage::rows_to_cache;
+use hps_core::load::Source;
+use hps_core::record::{self, Comparison};
+use hps_core::tier::{Held, TableSpec, Tier};
+use hps_core::{ErrorKind, Result, TableId};
+use hps_ssd::SsdTier;
+use serde_json::json;
+
+use crate::deployment::{Deployment, available_memory, free_bytes, numbered, shape};
+use crate::output::{Outcome, bytes, grouped};
+
+/// What host memory takes for a row beyond the row: crates/host/tests/memory.rs.
+const HOST_BYTES_PER_ROW: u64 = 14;
+/// What the database takes for a row beyond the row and its key, filters and indexes included, rounded up.
+const SSD_BYTES_PER_ROW: u64 = 16;
+
+/// What a start does with a table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Serve,
+    Load,
+    Reload,
+    Compare,
+    Adopt,
+    Nothing,
+}
+
+impl Action {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Load => "load",
+            Self::Reload => "reload",
+            Self::Compare => "compare",
+            Self::Adopt => "adopt",
+            Self::Nothing => "nothing",
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Serve => "is served as it is",
+            Self::Load => "is loaded from the model files",
+            Self::Reload => "is replaced: the model files are others than it was loaded from",
+            Self::Compare => {
+                "the model files were touched or copied since it was loaded: they are read to see whether they are others"
+            }
+            Self::Adopt => "the predecessor's rows are kept, and keys added that only the model files have",
+            Self::Nothing => {
+                "nothing is loaded: initialize_after_startup is false, and the database holds no such table"
+            }
+        }
+    }
+}
+
+pub(crate) fn run(deployment: &Deployment) -> Result<Outcome> {
+    let config = &deployment.config;
+    let tables = deployment.tables();
+    let loads_files = match (&config.persistent_db, &config.volatile_db) {
+        (Some(ssd), _) => ssd.initialize_after_startup,
+        (None, Some(host)) => host.initialize_after_startup,
+        (None, None) => false,
+    };
+    let sources = if loads_files { Some(tables.open_sources(config)?) } else { None };
+    let database = match &config.persistent_db {
+        None => None,
+        Some(_) => match deployment.open_to_read(&tables.specs) {
+            Ok(database) => Some(database),
+            Err(error) if error.kind() == ErrorKind::NotFound && loads_files => None,
+            Err(error) => return Err(error),
+        },
+    };
+    let (mut lines, mut json, mut warnings) = (Vec::new(), Vec::new(), deployment.warnings.clone());
+    let (mut host_bytes, mut disk_bytes) = (0u64, 0u64);
+    for (table, spec, sources) in numbered(&tables, sources.as_deref()) {
+        let (action, rows) = plan(database.as_ref(), table, sources)?;
+        lines.push(format!("{}: {}; {} rows", shape(spec), action.text(), grouped(rows)));
+        host_bytes = host_bytes.saturating_add(host_need(deployment, spec, rows));
+        if config.persistent_db.is_some() && matches!(action, Action::Load | Action::Reload) {
+            // Rows are sorted into runs first and merged from there: for a moment they are there twice.
+            let size = rows.saturating_mul(spec.row_bytes as u64 + SSD_BYTES_PER_ROW);
+            disk_bytes = disk_bytes.max(size).saturating_add(size);
+        }
+        json.push(
+            json!({"table": spec.name, "dim": spec.row_bytes / 4, "rows": rows, "action": action.word()}),
+        );
+    }
+    let memory = available_memory();
+    if host_bytes > 0 {
+        lines.push(need("host memory for rows and index", host_bytes, memory));
+        warnings.extend(too_much(
+            "host memory",
+            host_bytes,
+            memory,
+            "lower initial_cache_rate or overflow_margin",
+        ));
+    }
+    let disk = config.persistent_db.as_ref().and_then(|database| free_bytes(&database.path));
+    if disk_bytes > 0 {
+        lines.push(need("disk space while tables are loaded", disk_bytes, disk));
+        warnings.extend(too_much("disk space", disk_bytes, disk, "name a larger disk in persistent_db.path"));
+    }
+    lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
+    lines.push("the configuration can be served".into());
+    Ok(Outcome {
+        is_fine: true,
+        lines,
+        json: json!({
+            "command": "check", "warnings": warnings, "tables": json,
+            "host_bytes": host_bytes, "host_bytes_available": memory,
+            "disk_bytes": disk_bytes, "disk_bytes_free": disk,
+        }),
+    })
+}
+
+/// What a start does with a table, and about how many rows it has then.
+fn plan(database: Option<&SsdTier>, table: TableId, sources: Option<&[Source]>) -> Result<(Action, u64)> {
+    let in_files = sources.map(|sources| sources.iter().map(|source| source.files.num_keys()).sum::<u64>());
+    let Some(database) = database else {
+        return Ok((if sources.is_some() { Action::Load } else { Action::Nothing }, in_files.unwrap_or(0)));
+    };
+    let state = database.state(table)?;
+    let held = database.usage(table)?.rows;
+    let of_files = in_files.unwrap_or(held);
+    Ok(match (&state.held, sources) {
+        (Held::Nothing, Some(_)) => (Action::Load, of_files),
+        (Held::Nothing, None) => (Action::Nothing, held),
+        (Held::Unrecorded, Some(_)) => (Action::Adopt, held.max(of_files)),
+        (_, None) => (Action::Serve, held),
+        (Held::Table(text), Some(sources)) => match record::compare(text, sources)? {
+            Comparison::Same => (Action::Serve, held),
+            Comparison::Touched => (Action::Compare, of_files),
+            Comparison::Changed => (Action::Reload, of_files),
+        },
+    })
+}
+
+fn host_need(deployment: &Deployment, spec: &TableSpec, rows: u64) -> u64 {
+    let Some(settings) = &deployment.config.volatile_db else { return 0 };
+    let rows = rows_to_cache(settings, rows).map_or(rows, |most| most.min(rows));
+    rows.saturating_mul(spec.row_bytes as u64 + HOST_BYTES_PER_ROW)
+}
+
+fn need(what: &str, needed: u64, there: Option<u64>) -> String {
+    let there = there.map_or_else(|| "unknown".into(), bytes);
+    format!("{what}: at most {} ({there} available)", bytes(needed))
+}
+
+fn too_much(what: &str, needed: u64, there: Option<u64>, help: &str) -> Option<String> {
+    let there = there.filter(|&there| there < needed)?;
+    Some(format!(
+        "{what} may not suffice: {} are needed, {} are available; {help}",
+        bytes(needed),
+        bytes(there)
+    ))
+}

@@ -1,0 +1,186 @@
+//! Comparing what is held of a table with the model files that it was loaded from.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use crate::batch::Batch;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::{Key, TableId};
+use crate::load::Source;
+use crate::observer::{Observer, Progress};
+use crate::row::{Rows, RowsMut};
+use crate::tier::{TableSpec, TruthTier};
+
+/// Keys that are remembered because some row of theirs in the files is not the one that is held. Rows of repeated keys are among
+/// them, as the last one counts.
+const MAX_REMEMBERED: usize = 16 << 20;
+/// Keys that are named.
+const MAX_NAMED: usize = 10;
+
+/// What a comparison found. Nothing but `keys` is above 0 for a table that was loaded and not written since.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Keys in the files, repeated ones included.
+    pub keys: u64,
+    /// Distinct keys of the files that are not held.
+    pub missing: u64,
+    /// Distinct keys that have another row than the last one of the files.
+    pub differing: u64,
+    /// Some of both.
+    pub examples: Vec<Key>,
+}
+
+impl Difference {
+    /// True if every key of the files has its row.
+    pub fn is_none(&self) -> bool {
+        self.missing == 0 && self.differing == 0
+    }
+}
+
+/// How the last row of a key compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Same,
+    Differs,
+    Missing,
+}
+
+/// Reads every row of the table and returns how many there are. What the tier notices on the way, damaged blocks for one, is an
+/// error.
+///
+/// # Errors
+/// What the tier reports.
+pub fn read_all(
+    truth: &dyn TruthTier,
+    table: TableId,
+    spec: &TableSpec,
+    observer: &dyn Observer,
+) -> Result<u64> {
+    let total = truth.usage(table)?.rows;
+    let mut done = 0;
+    let show = |done, total| observer.progress(Progress { what: "reading", table: &spec.name, done, total });
+    truth.scan(table, &mut |keys, _| {
+        done += keys.len() as u64;
+        // The number that was expected may be an estimate; the end is told below.
+        show(done, total.max(done + 1));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    show(done, done);
+    Ok(done)
+}
+
+/// Looks every key of the model files up and compares its row with theirs. Several sources share one key space (table fusion).
+///
+/// # Errors
+/// What the tier and the files report; `Unsupported` if more than 16 million keys have several rows or a wrong one.
+pub fn compare_with_files(
+    truth: &dyn TruthTier,
+    table: TableId,
+    spec: &TableSpec,
+    sources: &[Source],
+    observer: &dyn Observer,
+) -> Result<Difference> {
+    let total = sources.iter().map(|source| source.files.num_keys()).sum();
+    let mut found = Difference::default();
+    let mut remembered: HashMap<Key, Last> = HashMap::new();
+    let (mut held, mut misses) = (Vec::new(), Vec::new());
+    for source in sources {
+        source.files.read(&mut |keys, rows| {
+            held.clear();
+            held.resize(rows.bytes().len(), 0);
+            misses.clear();
+            let mut target = RowsMut::from_bytes(&mut held, spec.row_bytes).ok_or_else(not_whole)?;
+            truth.lookup(table, Batch::all(keys), &mut target, &mut misses)?;
+            let held = Rows::new(&held, spec.row_bytes).ok_or_else(not_whole)?;
+            let mut misses = misses.iter().copied().peekable();
+            for (i, (&key, (row, held))) in keys.iter().zip(rows.iter().zip(held.iter())).enumerate() {
+                let last = match misses.next_if_eq(&(i as u32)) {
+                    Some(_) => Last::Missing,
+                    None if row == held => Last::Same,
+                    None => Last::Differs,
+                };
+                if last != Last::Same || remembered.contains_key(&key) {
+                    remembered.insert(key, last);
+                }
+            }
+            if remembered.len() > MAX_REMEMBERED {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "more than {MAX_REMEMBERED} keys have several rows in the model files, or another one in the \
+                         table: these files are hardly what the table was loaded from"
+                    ),
+                )
+                .at("table", &spec.name));
+            }
+            found.keys += keys.len() as u64;
+            observer.progress(Progress { what: "comparing", table: &spec.name, done: found.keys, total });
+            Ok(())
+        })?;
+    }
+    for (&key, &last) in &remembered {
+        match last {
+            Last::Same => continue,
+            Last::Missing => found.missing += 1,
+            Last::Differs => found.differing += 1,
+        }
+        found.examples.push(key);
+    }
+    found.examples.sort_unstable();
+    found.examples.truncate(MAX_NAMED);
+    Ok(found)
+}
+
+fn not_whole() -> Error {
+    Error::new(ErrorKind::Internal, "rows of a comparison are not whole")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::key::KeyWidth;
+    use crate::model_files::ModelFiles;
+    use crate::observer::Silent;
+    use crate::testing::MapTier;
+    use crate::tier::{Tier, TierKind};
+
+    const TABLE: TableId = TableId(0);
+
+    fn source(directory: &Path, rows: &[(i64, u32)]) -> Source {
+        let keys: Vec<u8> = rows.iter().flat_map(|(key, _)| key.to_le_bytes()).collect();
+        let vectors: Vec<u8> = rows.iter().flat_map(|(_, row)| row.to_le_bytes()).collect();
+        std::fs::write(directory.join("key"), keys).unwrap();
+        std::fs::write(directory.join("emb_vector"), vectors).unwrap();
+        let files = ModelFiles::open(directory, 4, KeyWidth::Bits64).unwrap();
+        Source { table: "t".into(), files }
+    }
+
+    fn insert(tier: &MapTier, key: Key, row: u32) {
+        tier.insert(TABLE, &[key], Rows::new(&row.to_le_bytes(), 4).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn the_last_row_of_a_key_counts_and_every_difference_is_found() {
+        let spec = TableSpec { name: "hps_et.m.t".into(), row_bytes: 4, key_width: KeyWidth::Bits64 };
+        let tier = MapTier::new(TierKind::Ssd, std::slice::from_ref(&spec));
+        let directory = tempfile::tempdir().unwrap();
+        // 1 has two rows, the last of which counts; so has 5, but the first one is held.
+        let files = [(1, 10), (2, 20), (1, 11), (3, 30), (5, 50), (4, 40), (5, 51), (-1, 99)];
+        let sources = [source(directory.path(), &files)];
+        for (key, row) in [(1, 11), (2, 20), (3, 30), (4, 40), (5, 51), (u64::MAX, 99), (77, 7)] {
+            insert(&tier, key, row);
+        }
+        assert_eq!(read_all(&tier, TABLE, &spec, &Silent).unwrap(), 7);
+        let compare = || compare_with_files(&tier, TABLE, &spec, &sources, &Silent).unwrap();
+        let fine = compare();
+        assert!(fine.is_none() && fine.keys == 8, "{fine:?}");
+        insert(&tier, 5, 50);
+        insert(&tier, 2, 21);
+        tier.erase(TABLE, &[u64::MAX, 4]).unwrap();
+        let found = compare();
+        assert_eq!((found.missing, found.differing), (2, 2));
+        assert_eq!(found.examples, [2, 4, 5, u64::MAX]);
+    }
+}
