@@ -160,6 +160,11 @@ pub trait CacheTier: Tier {
     /// # Errors
     /// `OutOfMemory`.
     fn reserve(&self, table: TableId, expected: Expected) -> Result<()>;
+
+    /// False if another process fills the tier: then rows that are promoted are dropped, and there is nothing to fill.
+    fn fills(&self) -> bool {
+        true
+    }
 }
 
 /// What the truth holds under a table's name.
