@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -20,8 +21,11 @@ from oracle import Oracle
 # The tensors are small: more threads would only wait for each other.
 torch.set_num_threads(1)
 
-#: The three arrangements of tiers that every promise about rows must hold in.
-TIERS = ("host", "host and ssd", "ssd")
+#: The arrangements of tiers that every promise about rows must hold in.
+TIERS = ("host", "host and ssd", "ssd", "shared memory")
+
+#: Numbers of segments of shared memory, which all processes of the machine see.
+SEGMENTS = itertools.count()
 
 INT64 = torch.iinfo(torch.int64)
 INT32 = torch.iinfo(torch.int32)
@@ -31,6 +35,15 @@ def tier_settings(tiers: str) -> dict[str, Any]:
     """Returns the database sections of a ps.json."""
     hash_map = {"type": "parallel_hash_map", "num_partitions": 4}
     rocks_db = {"type": "rocks_db", "path": "rocksdb", "num_threads": 2}
+    if tiers == "shared memory":
+        name = f"hps-test-{os.getpid()}-{next(SEGMENTS)}"
+        return {
+            "volatile_db": {
+                "type": "multi_process_hash_map",
+                "shared_memory_name": name,
+                "shared_memory_size": 64 << 20,
+            }
+        }
     if tiers == "host":
         return {"volatile_db": hash_map}
     if tiers == "host and ssd":

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hps_config::{Config, ModelConfig, OverflowPolicy, PersistentDbConfig, VolatileDbConfig};
+use hps_config::{Config, ModelConfig, OverflowPolicy, PersistentDbConfig, VolatileDbConfig, VolatileDbKind};
 use hps_core::load::{self, Loaded, fill_cache, load_table};
 use hps_core::memory::{BlockAllocator, MmapAllocator};
 use hps_core::observer::Observer;
@@ -14,6 +14,7 @@ use hps_core::tier::{CacheTier, Expected, Held, TableSpec, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Result, TableId};
 use hps_host::{EvictionPolicy, HostSettings, HostTier, Place};
+use hps_shared::{Role, SharedSettings, SharedTier};
 use hps_ssd::SsdTier;
 use parking_lot::Mutex;
 
@@ -79,17 +80,34 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
 
     let database = config.persistent_db.as_ref().map(loading_lock);
     let _alone = database.as_ref().map(|database| database.lock());
-    let host = match &config.volatile_db {
-        Some(settings) => Some(open_host(settings, &storage, devices::pinned_allocator(config, observer)?)?),
+    let memory = match &config.volatile_db {
+        Some(settings) if settings.kind == VolatileDbKind::MultiProcessHashMap => {
+            Some(Memory::Shared(open_shared(settings, config.persistent_db.as_ref(), &storage)?))
+        }
+        Some(settings) => {
+            let pinned = devices::pinned_allocator(config, observer)?;
+            Some(Memory::Own(open_host(settings, &storage, pinned)?))
+        }
         None => None,
     };
+    let host = match &memory {
+        Some(Memory::Own(host)) => Some(Arc::clone(host)),
+        _ => None,
+    };
+    // Other processes that open the same tables wait, and find them loaded.
+    let _turn = match (&memory, &config.persistent_db) {
+        (Some(Memory::Shared(shared)), None) => Some(
+            shared.loading(|| observer.info("waiting for another process that loads the shared memory"))?,
+        ),
+        _ => None,
+    };
     let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) =
-        match (&config.persistent_db, host.clone()) {
-            (Some(settings), host) => (
+        match (&config.persistent_db, memory) {
+            (Some(settings), memory) => (
                 Arc::new(SsdTier::open(ssd_settings(settings), &storage.specs)?),
-                host.map(|host| host as Arc<dyn CacheTier>),
+                memory.map(Memory::into_cache),
             ),
-            (None, Some(host)) => (host, None),
+            (None, Some(memory)) => (memory.into_truth(), None),
             (None, None) => {
                 return Err(Error::new(
                     ErrorKind::Config,
@@ -123,6 +141,7 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     }
     if let (Some(cache), Some(settings)) = (&cache, &config.volatile_db)
         && settings.initialize_after_startup
+        && cache.fills()
     {
         for ((i, spec), clock) in storage.specs.iter().enumerate().zip(clocks.iter()) {
             let table = TableId(i as u32);
@@ -184,6 +203,54 @@ fn report(loaded: Loaded, spec: &TableSpec, observer: &Arc<dyn Observer>) {
         // load_table has told what there is to tell.
         Loaded::AlreadyHeld | Loaded::Adopted { .. } => {}
     }
+}
+
+/// Host memory: of this process, or shared with others.
+enum Memory {
+    Own(Arc<HostTier>),
+    Shared(Arc<SharedTier>),
+}
+
+impl Memory {
+    fn into_cache(self) -> Arc<dyn CacheTier> {
+        match self {
+            Self::Own(host) => host,
+            Self::Shared(shared) => shared,
+        }
+    }
+
+    fn into_truth(self) -> Arc<dyn TruthTier> {
+        match self {
+            Self::Own(host) => host,
+            Self::Shared(shared) => shared,
+        }
+    }
+}
+
+/// Where the system keeps files in memory.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+fn open_shared(
+    settings: &VolatileDbConfig,
+    database: Option<&PersistentDbConfig>,
+    storage: &StorageTables<'_>,
+) -> Result<Arc<SharedTier>> {
+    let policy = match settings.overflow_policy {
+        OverflowPolicy::EvictRandom => hps_shared::EvictionPolicy::Random,
+        OverflowPolicy::EvictLeastUsed => hps_shared::EvictionPolicy::LeastUsed,
+        OverflowPolicy::EvictOldest => hps_shared::EvictionPolicy::Oldest,
+    };
+    let rows = settings.overflow_margin.saturating_mul(settings.num_partitions as u64);
+    let settings = SharedSettings {
+        parent: PathBuf::from(SHARED_MEMORY),
+        name: settings.shared_memory.name.clone(),
+        size_bytes: settings.shared_memory.size_bytes as u64,
+        auto_remove: settings.shared_memory.auto_remove,
+        limit: (settings.overflow_margin != u64::MAX).then_some(hps_shared::Limit { rows, policy }),
+        role: if database.is_some() { Role::Cache } else { Role::Truth },
+        must_fill: database.is_some_and(|database| !database.read_only),
+    };
+    Ok(Arc::new(SharedTier::open(&settings, &storage.specs)?))
 }
 
 /// `pinned` gives memory that GPUs read by themselves, for the tables where they do.

@@ -10,16 +10,17 @@ use crate::report::{Place, Report};
 pub(crate) enum Feature {
     /// `volatile_db.type: redis_cluster`.
     RedisCluster,
-    /// `volatile_db.type: multi_process_hash_map`.
-    MultiProcessHashMap,
     /// `update_source.type: kafka_message_queue`.
     Kafka,
 }
 
 /// Features that are not built yet, with what can be used in their place.
 const MISSING: &[(Feature, &str, &str)] = &[
-    (Feature::RedisCluster, "redis_cluster", "hash_map, parallel_hash_map or disabled"),
-    (Feature::MultiProcessHashMap, "multi_process_hash_map", "hash_map, parallel_hash_map or disabled"),
+    (
+        Feature::RedisCluster,
+        "redis_cluster",
+        "hash_map, parallel_hash_map, multi_process_hash_map or disabled",
+    ),
     (Feature::Kafka, "kafka_message_queue", "null"),
 ];
 

@@ -164,14 +164,8 @@ pub(crate) fn read(section: &Section<'_>, folders: &Folders) -> Option<VolatileD
     };
     // The settings of a disabled database are checked too: it will be enabled some day.
     let config = read_settings(section, kind.unwrap_or(VolatileDbKind::ParallelHashMap), folders);
-    match kind? {
-        VolatileDbKind::RedisCluster => {
-            availability::check(Feature::RedisCluster, &section.place_of("type"), section.report);
-        }
-        VolatileDbKind::MultiProcessHashMap => {
-            availability::check(Feature::MultiProcessHashMap, &section.place_of("type"), section.report);
-        }
-        VolatileDbKind::HashMap | VolatileDbKind::ParallelHashMap => {}
+    if kind? == VolatileDbKind::RedisCluster {
+        availability::check(Feature::RedisCluster, &section.place_of("type"), section.report);
     }
     Some(config)
 }

@@ -107,12 +107,6 @@ fn what_this_build_cannot_do_is_one_problem_each() {
     for (pointer, names, path, feature) in [
         ("volatile_db.type", &["redis_cluster", "redis"][..], "volatile_db.type", "redis_cluster"),
         (
-            "volatile_db.type",
-            &["multi_process_hash_map", "multi_process_hashmap", "multi_process_hash", "multi_process_map"],
-            "volatile_db.type",
-            "multi_process_hash_map",
-        ),
-        (
             "update_source.type",
             &["kafka_message_queue", "kafka_mq", "kafka"],
             "update_source.type",
