@@ -45,16 +45,19 @@ def batches(
     return [torch.from_numpy(shuffle[power_law(rows, 1.05, size, rng)]) for _ in range(BATCHES)]
 
 
-def write_config(home: Path, name: str, dim: int, rate: float | None) -> str:
+def write_config(
+    home: Path, name: str, dim: int, rate: float | None, *, shared: bool = False
+) -> str:
     """A configuration over the table in home/table<dim>.
 
-    rate: share of rows in host memory, None for host memory alone.
+    rate: share of rows in host memory, None for host memory alone. shared: with other processes.
     """
     config: dict[str, object] = {
         "supportlonglong": True,
         "volatile_db": {
-            "type": "parallel_hash_map",
+            "type": "multi_process_hash_map" if shared else "parallel_hash_map",
             "initial_cache_rate": 1.0 if rate is None else rate,
+            "shared_memory_name": f"hps-bench-{os.getpid()}",
         },
         "models": [
             {
@@ -80,7 +83,7 @@ class Timer:
     def __init__(self, repeat: int) -> None:
         self.repeat = repeat
 
-    def compare(self, keys: list[torch.Tensor], *functions) -> list[np.ndarray]:  # noqa: ANN002
+    def compare(self, keys: list, *functions) -> list[np.ndarray]:  # noqa: ANN002
         times: list[list[float]] = [[] for _ in functions]
         for i in range(self.repeat + 4):
             batch = keys[i % len(keys)]
@@ -97,40 +100,67 @@ def spread(times: np.ndarray) -> str:
     return f"{np.median(times) * 1e6:9.1f} us ({low * 1e6:.0f} to {high * 1e6:.0f})"
 
 
-def bench_lookups(home: Path, rows: int, repeat: int) -> list[dict[str, object]]:
+#: Where rows are, and what keys are.
+HELD = {
+    "all": "all in host memory, keys 0 to rows - 1",
+    "hashed": "all in host memory, 63-bit keys that lie anywhere",
+    "shared": "all in memory that processes share, 63-bit keys that lie anywhere",
+    "half": "half in host memory, half on SSD, keys 0 to rows - 1",
+}
+
+
+def bench_lookups(
+    home: Path, rows: int, repeat: int, dims: list[int], helds: list[str]
+) -> list[dict[str, object]]:
     results = []
     rng = np.random.default_rng(31337)
     shuffle = rng.permutation(rows)
     threads = torch.get_num_threads()
     print(f"\nLookups, {rows:,} rows; medians of {repeat} calls (10th to 90th percentile)")
-    print("A ratio above 1 means that hps is faster\n")
+    print("A ratio above 1 means that hps is faster")
+    print("".join(f"  {name}: {HELD[name]}\n" for name in helds))
     print(
-        f"{'dim':>4} {'keys':>6} {'keys are':9} {'in host':>7} {'threads':>7}  {'hps::lookup':28}"
+        f"{'dim':>4} {'keys':>6} {'keys are':9} {'rows':>7} {'threads':>7}  {'hps::lookup':28}"
         f" {'F.embedding':28} {'ratio':>6}"
     )
-    for dim in (16, 32, 128):
+    for dim in dims:
         plain = torch.randn(rows, dim)
-        hps_torch.save_table(home / f"table{dim}", torch.arange(rows), plain)
-        for held, rate in (("all", None), ("half", 0.5)):
-            path = write_config(home, f"{dim}-{held}", dim, rate)
+        for held in helds:
+            # An odd factor: a different key for each position.
+            factor = 1 if held in ("all", "half") else 0x5851F42D4C957F2D
+            mask = (1 << 63) - 1
+            table_keys = torch.arange(rows) * factor & mask
+            hps_torch.save_table(home / f"table{dim}", table_keys, plain)
+            del table_keys
+            path = write_config(
+                home,
+                f"{dim}-{held}",
+                dim,
+                0.5 if held == "half" else None,
+                shared=held == "shared",
+            )
             hps_torch.open(path)
             for size in (1024, 65536):
                 for kind in ("uniform", "alpha1.05"):
                     keys = batches(kind, rows, size, rng, shuffle)
 
+                    pairs = [(batch * factor & mask, batch) for batch in keys]
+
                     def lookup(
-                        batch: torch.Tensor, path: str = path, dim: int = dim
+                        pair: tuple[torch.Tensor, torch.Tensor], path: str = path, dim: int = dim
                     ) -> torch.Tensor:
-                        return torch.ops.hps.lookup(batch, path, "bench", 0, dim)
+                        return torch.ops.hps.lookup(pair[0], path, "bench", 0, dim)
 
-                    def embedding(batch: torch.Tensor, plain: torch.Tensor = plain) -> torch.Tensor:
-                        return functional.embedding(batch, plain)
+                    def embedding(
+                        pair: tuple[torch.Tensor, torch.Tensor], plain: torch.Tensor = plain
+                    ) -> torch.Tensor:
+                        return functional.embedding(pair[1], plain)
 
-                    assert torch.equal(lookup(keys[0]), embedding(keys[0]))
-                    calls = repeat if held == "all" or size == 1024 else max(repeat // 4, 10)
+                    assert torch.equal(lookup(pairs[0]), embedding(pairs[0]))
+                    calls = repeat if held != "half" or size == 1024 else max(repeat // 4, 10)
                     for num_threads in sorted({1, threads}):
                         torch.set_num_threads(num_threads)
-                        ours, theirs = Timer(calls).compare(keys, lookup, embedding)
+                        ours, theirs = Timer(calls).compare(pairs, lookup, embedding)
                         ratio = np.median(theirs) / np.median(ours)
                         print(
                             f"{dim:4} {size:6} {kind:9} {held:>7} {num_threads:7}"
@@ -255,6 +285,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=60)
+    parser.add_argument("--dims", type=int, nargs="+", default=[16, 32, 128])
+    parser.add_argument("--held", nargs="+", choices=HELD, default=["all", "half"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault("HPS_LOG", "warn")
@@ -276,7 +308,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         opening = bench_open(Path(home))
         overhead = bench_overhead(Path(home), arguments.repeat)
-        lookups = bench_lookups(Path(home), arguments.rows, arguments.repeat)
+        lookups = bench_lookups(
+            Path(home), arguments.rows, arguments.repeat, arguments.dims, arguments.held
+        )
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"open": opening, "overhead": overhead, "lookups": lookups}, indent=1)

@@ -114,6 +114,75 @@ fn lookup_against_a_plain_gather() {
     }
 }
 
+/// A number that is set in the environment.
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+#[ignore = "a measurement; bench/maps calls it"]
+fn lookups_beside_hashbrown() {
+    let num_rows = setting("HPS_BENCH_ROWS", 1_000_000);
+    let row_bytes = setting("HPS_BENCH_DIM", 32) as usize * 4;
+    let num_keys = setting("HPS_BENCH_KEYS", 65_536) as usize;
+    let key = |row: u64| mix(row ^ 0x5555);
+    let tier = open(unlimited(2), row_bytes);
+    tier.reserve(TABLE, Expected::rows(num_rows)).unwrap();
+    let rows = vec![1u8; 8_192 * row_bytes];
+    for start in (0..num_rows).step_by(8_192) {
+        let keys: Vec<Key> = (start..num_rows.min(start + 8_192)).map(key).collect();
+        tier.insert(TABLE, &keys, Rows::new(&rows[..keys.len() * row_bytes], row_bytes).unwrap()).unwrap();
+    }
+    // The map of Rust's standard library is hashbrown's; its usual hash is slow, so it gets the one that we use.
+    let map: std::collections::HashMap<Key, u32, std::hash::BuildHasherDefault<Mixing>> =
+        (0..num_rows).map(|row| (key(row), row as u32)).collect();
+    let plain = vec![1u8; num_rows as usize * row_bytes];
+    let batches: Vec<Vec<Key>> = (0..BATCHES)
+        .map(|batch| (0..num_keys as u64).map(|i| key(mix((batch << 32) | i) % num_rows)).collect())
+        .collect();
+    let (mut ours, mut theirs) = (vec![0u8; num_keys * row_bytes], vec![0u8; num_keys * row_bytes]);
+    let mut misses = Vec::new();
+    let [hps, hashbrown] = time(
+        num_keys,
+        160,
+        [
+            &mut |batch| {
+                let mut rows = RowsMut::from_bytes(&mut ours, row_bytes).unwrap();
+                tier.lookup(TABLE, Batch::all(&batches[batch]), &mut rows, &mut misses).unwrap();
+            },
+            &mut |batch| {
+                for (target, key) in theirs.chunks_exact_mut(row_bytes).zip(&batches[batch]) {
+                    if let Some(&row) = map.get(key) {
+                        let at = row as usize * row_bytes;
+                        target.copy_from_slice(&plain[at..at + row_bytes]);
+                    }
+                }
+            },
+        ],
+    );
+    assert!(misses.is_empty());
+    println!("{:28} {hashbrown:8.1} ns per key", "hashbrown");
+    println!("{:28} {hps:8.1} ns per key, {:.2} times as fast as hashbrown", "hps", hashbrown / hps);
+}
+
+/// A hash of one integer.
+#[derive(Default)]
+struct Mixing(u64);
+
+impl std::hash::Hasher for Mixing {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("keys are integers");
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = mix(key);
+    }
+}
+
 #[test]
 #[ignore = "a measurement of half a minute"]
 fn lookups_beside_a_writer_that_adds_keys() {

@@ -24,6 +24,8 @@ const FULLNESS: f64 = 0.75;
 const SPARE_SLOTS: usize = 64;
 /// The last free slots are for replacing rows, not for new ones.
 const KEPT_SLOTS: u32 = 1;
+/// A bucket with fewer empty entries is left to keys that have no better place.
+const NEARLY_FULL: usize = 2;
 /// Lines of a row that are asked for ahead.
 const PREFETCHED_LINES: usize = 8;
 
@@ -245,10 +247,15 @@ impl Extent {
         Place(first, second)
     }
 
-    /// Asks for the keys of both buckets.
+    /// Asks for the keys of the first bucket, where most are.
     #[inline]
     pub(crate) fn approach(&self, place: Place) {
         self.map.prefetch(HEADER_BYTES + place.0 * BUCKET_BYTES);
+    }
+
+    /// Asks for those of the second.
+    #[inline]
+    pub(crate) fn approach_second(&self, place: Place) {
         self.map.prefetch(HEADER_BYTES + place.1 * BUCKET_BYTES);
     }
 
@@ -274,7 +281,13 @@ impl Extent {
     /// Where a key is.
     #[inline]
     pub(crate) fn find(&self, key: Key, place: Place) -> Option<Found> {
-        self.find_in(key, place.0).or_else(|| self.find_in(key, place.1))
+        self.find_first(key, place).or_else(|| self.find_in(key, place.1))
+    }
+
+    /// The same in its first bucket alone.
+    #[inline]
+    pub(crate) fn find_first(&self, key: Key, place: Place) -> Option<Found> {
+        self.find_in(key, place.0)
     }
 
     #[inline]
@@ -337,7 +350,8 @@ impl Extent {
 
     // ---- writing: by whoever holds the table's lock ----
 
-    /// An empty entry for a key that is nowhere, in the emptier of its buckets; None if both are full, or all slots are taken.
+    /// An empty entry for a key that is nowhere: in its first bucket while that is not nearly full, so that lookups need not look
+    /// further, else in the emptier one. None if both are full, or all slots are taken.
     pub(crate) fn vacancy(&self, place: Place) -> Option<usize> {
         if self.free_slots() <= KEPT_SLOTS {
             return None;
@@ -349,7 +363,7 @@ impl Extent {
             (words.iter().filter(|word| is_empty(word)).count(), first)
         };
         let ((left, first), (right, second)) = (empty(place.0), empty(place.1));
-        if right > left { second } else { first }
+        if left < NEARLY_FULL && right > left { second } else { first }
     }
 
     fn free_slots(&self) -> u32 {

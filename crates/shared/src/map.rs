@@ -35,8 +35,6 @@ impl Mapping {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: advice about a mapping of ours; where the system does not take it, all stays as it was.
-        unsafe { libc::madvise(address, num_bytes, libc::MADV_HUGEPAGE) };
         let address =
             NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
         Ok(Self { address, num_bytes })

@@ -178,11 +178,21 @@ impl Version {
         for start in (0..batch.len()).step_by(GROUP) {
             let num = batch.copy_from(start, &mut keys, &mut positions).ok_or_else(bad_position)?;
             let keys = keys.get(..num).unwrap_or_default();
+            found = [None; GROUP];
             if let [first, ..] = extents.as_slice() {
                 keys.iter().for_each(|&key| first.approach(first.place(mixed(key))));
+                for (found, &key) in found.iter_mut().zip(keys) {
+                    let place = first.place(mixed(key));
+                    match first.find_first(key, place) {
+                        Some(at) => {
+                            first.approach_row(at);
+                            *found = Some((first.as_ref(), at));
+                        }
+                        None => first.approach_second(place),
+                    }
+                }
             }
-            found = [None; GROUP];
-            for (found, &key) in found.iter_mut().zip(keys) {
+            for (found, &key) in found.iter_mut().zip(keys).filter(|(found, _)| found.is_none()) {
                 *found = find(&extents, key);
                 if let Some((extent, found)) = found {
                     extent.approach_row(*found);
