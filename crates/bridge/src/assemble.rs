@@ -10,7 +10,7 @@ use hps_core::load::{self, Loaded, fill_cache, load_table};
 use hps_core::memory::{BlockAllocator, MmapAllocator};
 use hps_core::observer::Observer;
 use hps_core::store::Tiers;
-use hps_core::tier::{CacheTier, Expected, Held, TableSpec, TruthTier};
+use hps_core::tier::{CacheTier, Expected, Held, TableSpec, Tier, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Result, TableId};
 use hps_host::{EvictionPolicy, HostSettings, HostTier, Place};
@@ -19,10 +19,10 @@ use hps_ssd::SsdTier;
 use parking_lot::Mutex;
 
 use crate::console::Console;
-use crate::devices;
 use crate::refresher::Schedule;
 use crate::registry::OpenStore;
 use crate::storage::{StorageTables, rows_to_cache, ssd_settings};
+use crate::{budget, devices};
 
 /// The canonical path of the configuration that `ps_config_file` stands for.
 ///
@@ -80,13 +80,32 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
 
     let database = config.persistent_db.as_ref().map(loading_lock);
     let _alone = database.as_ref().map(|database| database.lock());
+    let ssd_settings =
+        config.persistent_db.as_ref().map(|ssd| ssd_settings(ssd, config.volatile_db.as_ref()));
+    let ssd = ssd_settings.clone().map(|settings| SsdTier::open(settings, &storage.specs)).transpose()?;
+    let max_rows = match &config.volatile_db {
+        Some(settings) => {
+            let rows_of = |table: usize| -> Result<u64> {
+                match (sources.as_ref().and_then(|sources| sources.get(table)), &ssd) {
+                    (Some(sources), _) => Ok(sources.iter().map(|source| source.files.num_keys()).sum()),
+                    (None, Some(ssd)) => Ok(ssd.usage(TableId(table as u32))?.rows),
+                    (None, None) => Ok(0),
+                }
+            };
+            let tables = storage.specs.iter().enumerate().map(|(i, spec)| Ok((spec, rows_of(i)?)));
+            let tables = tables.collect::<Result<Vec<(&TableSpec, u64)>>>()?;
+            budget::max_rows(settings.memory_bytes, ssd_settings.as_ref(), settings.num_partitions, &tables)?
+        }
+        None => None,
+    };
+    let max_rows_of = |table: usize| max_rows.as_ref().and_then(|rows| rows.get(table)).copied();
     let memory = match &config.volatile_db {
         Some(settings) if settings.kind == VolatileDbKind::MultiProcessHashMap => {
             Some(Memory::Shared(open_shared(settings, config.persistent_db.as_ref(), &storage)?))
         }
         Some(settings) => {
             let pinned = devices::pinned_allocator(config, observer)?;
-            Some(Memory::Own(open_host(settings, &storage, pinned)?))
+            Some(Memory::Own(open_host(settings, &storage, pinned, &max_rows_of)?))
         }
         None => None,
     };
@@ -101,20 +120,16 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
         ),
         _ => None,
     };
-    let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) =
-        match (&config.persistent_db, memory) {
-            (Some(settings), memory) => (
-                Arc::new(SsdTier::open(ssd_settings(settings), &storage.specs)?),
-                memory.map(Memory::into_cache),
-            ),
-            (None, Some(memory)) => (memory.into_truth(), None),
-            (None, None) => {
-                return Err(Error::new(
-                    ErrorKind::Config,
-                    "no database is enabled: there is nowhere to keep the tables",
-                ));
-            }
-        };
+    let (truth, cache): (Arc<dyn TruthTier>, Option<Arc<dyn CacheTier>>) = match (ssd, memory) {
+        (Some(ssd), memory) => (Arc::new(ssd), memory.map(Memory::into_cache)),
+        (None, Some(memory)) => (memory.into_truth(), None),
+        (None, None) => {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "no database is enabled: there is nowhere to keep the tables",
+            ));
+        }
+    };
 
     let clocks: Arc<[UpdateClock]> = storage.specs.iter().map(|_| UpdateClock::default()).collect();
     for (i, spec) in storage.specs.iter().enumerate() {
@@ -146,7 +161,7 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
         for ((i, spec), clock) in storage.specs.iter().enumerate().zip(clocks.iter()) {
             let table = TableId(i as u32);
             let num_rows = truth.count_rows(table)?;
-            let max_rows = rows_to_cache(settings, num_rows);
+            let max_rows = rows_to_cache(settings, max_rows_of(i), num_rows);
             let mut expected = Expected::rows(max_rows.map_or(num_rows, |max| max.min(num_rows)));
             // Keys of a table that is held whole may need no index. It is served without the files, too.
             if expected.rows == num_rows
@@ -258,14 +273,18 @@ fn open_host(
     settings: &VolatileDbConfig,
     storage: &StorageTables<'_>,
     pinned: Option<Arc<dyn BlockAllocator>>,
+    max_rows_of: &dyn Fn(usize) -> Option<u64>,
 ) -> Result<Arc<HostTier>> {
     let plain: Arc<dyn BlockAllocator> = Arc::new(MmapAllocator);
     let place_of = |table: usize| {
         let model = storage.origins.get(table).map(|(model, _)| *model);
         let is_read = model.is_some_and(|model| devices::reads_host_memory(model, settings));
         match pinned.as_ref().filter(|_| is_read) {
-            Some(pinned) => Place { allocator: Arc::clone(pinned), serves_devices: true },
-            None => Place { allocator: Arc::clone(&plain), serves_devices: false },
+            // Evictions would have to wait for devices.
+            Some(pinned) if max_rows_of(table).is_none() => {
+                Place { allocator: Arc::clone(pinned), serves_devices: true, max_rows: None }
+            }
+            _ => Place { allocator: Arc::clone(&plain), serves_devices: false, max_rows: max_rows_of(table) },
         }
     };
     let settings = HostSettings {

@@ -6,6 +6,7 @@
 //! [`guard::no_panic`].
 
 pub mod assemble;
+pub mod budget;
 mod c_api;
 pub mod console;
 mod devices;

@@ -8,28 +8,33 @@ use hps_core::tier::TableSpec;
 use hps_core::{Error, ErrorKind, Result, TableId};
 use hps_ssd::SsdSettings;
 
+use crate::budget;
+
 /// Bytes of a float32.
 const ELEMENT_BYTES: usize = 4;
 
-/// How the database of a configuration is opened.
-pub fn ssd_settings(database: &PersistentDbConfig) -> SsdSettings {
-    SsdSettings {
+/// How the database of a configuration is opened, within the budget of the whole if there is one.
+pub fn ssd_settings(database: &PersistentDbConfig, host: Option<&VolatileDbConfig>) -> SsdSettings {
+    let settings = SsdSettings {
         num_threads: database.num_threads,
         read_only: database.read_only,
         max_batch_size: database.max_batch_size,
         ..SsdSettings::new(database.path.clone())
-    }
+    };
+    budget::database(settings, host.and_then(|host| host.memory_bytes))
 }
 
 /// How many of a table's rows the host tier is filled with: the configured share, but not more than fit without
-/// evicting again what was just read. None for all.
-pub fn rows_to_cache(settings: &VolatileDbConfig, num_rows: u64) -> Option<u64> {
+/// evicting again what was just read. `max_rows`: what the table may hold by the budget. None for all.
+pub fn rows_to_cache(settings: &VolatileDbConfig, max_rows: Option<u64>, num_rows: u64) -> Option<u64> {
     let share = (settings.initial_cache_rate < 1.0)
         .then(|| (num_rows as f64 * settings.initial_cache_rate).ceil() as u64);
-    if settings.overflow_margin == u64::MAX {
-        return share;
-    }
-    let capacity = settings.overflow_margin.saturating_mul(settings.num_partitions as u64);
+    let capacity = match max_rows {
+        Some(max_rows) if budget::holds_all(num_rows, max_rows, settings.num_partitions) => return share,
+        Some(max_rows) => max_rows,
+        None if settings.overflow_margin == u64::MAX => return share,
+        None => settings.overflow_margin.saturating_mul(settings.num_partitions as u64),
+    };
     let capacity = (capacity as f64 * settings.overflow_resolution_target) as u64;
     Some(share.map_or(capacity, |share| share.min(capacity)))
 }

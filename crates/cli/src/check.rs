@@ -1,5 +1,6 @@
 //! `hps check`: what a start would find, do and need.
 
+use hps_bridge::budget::BYTES_PER_ROW;
 use hps_bridge::storage::rows_to_cache;
 use hps_core::load::Source;
 use hps_core::record::{self, Comparison};
@@ -11,8 +12,6 @@ use serde_json::json;
 use crate::deployment::{Deployment, available_memory, free_bytes, numbered, shape};
 use crate::output::{Outcome, bytes, grouped};
 
-/// What host memory takes for a row beyond the row: crates/host/tests/memory.rs.
-const HOST_BYTES_PER_ROW: u64 = 14;
 /// What the database takes for a row beyond the row and its key, filters and indexes included, rounded up.
 const SSD_BYTES_PER_ROW: u64 = 16;
 
@@ -87,6 +86,9 @@ pub(crate) fn run(deployment: &Deployment) -> Result<Outcome> {
             json!({"table": spec.name, "dim": spec.row_bytes / 4, "rows": rows, "action": action.word()}),
         );
     }
+    if let Some(settings) = &config.volatile_db {
+        host_bytes = host_bytes.min(settings.memory_bytes.unwrap_or(u64::MAX));
+    }
     let memory = available_memory();
     if host_bytes > 0 {
         lines.push(need("host memory for rows and index", host_bytes, memory));
@@ -139,8 +141,8 @@ fn plan(database: Option<&SsdTier>, table: TableId, sources: Option<&[Source]>) 
 
 fn host_need(deployment: &Deployment, spec: &TableSpec, rows: u64) -> u64 {
     let Some(settings) = &deployment.config.volatile_db else { return 0 };
-    let rows = rows_to_cache(settings, rows).map_or(rows, |most| most.min(rows));
-    rows.saturating_mul(spec.row_bytes as u64 + HOST_BYTES_PER_ROW)
+    let rows = rows_to_cache(settings, None, rows).map_or(rows, |most| most.min(rows));
+    rows.saturating_mul(spec.row_bytes as u64 + BYTES_PER_ROW)
 }
 
 fn need(what: &str, needed: u64, there: Option<u64>) -> String {

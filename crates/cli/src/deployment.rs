@@ -53,12 +53,16 @@ impl Deployment {
         })
     }
 
+    fn ssd_settings(&self) -> Result<SsdSettings> {
+        Ok(ssd_settings(self.database()?, self.config.volatile_db.as_ref()))
+    }
+
     /// Opens the database beside whoever serves it.
     ///
     /// # Errors
     /// `NotFound` if there is no database yet; as [`SsdTier::open`].
     pub(crate) fn open_to_read(&self, specs: &[TableSpec]) -> Result<SsdTier> {
-        let settings = SsdSettings { read_only: true, ..ssd_settings(self.database()?) };
+        let settings = SsdSettings { read_only: true, ..self.ssd_settings()? };
         let path = settings.path.clone();
         SsdTier::open(settings, specs).map_err(|error| match error.kind() {
             ErrorKind::NotFound => Error::new(
@@ -75,7 +79,7 @@ impl Deployment {
     /// # Errors
     /// `Unsupported` if the configuration says `read_only`; `Storage` if another process has it open; as [`SsdTier::open`].
     pub(crate) fn open_to_write(&self, specs: &[TableSpec]) -> Result<SsdTier> {
-        let settings = ssd_settings(self.database()?);
+        let settings = self.ssd_settings()?;
         if settings.read_only {
             return Err(Error::new(
                 ErrorKind::Unsupported,

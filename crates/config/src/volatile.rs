@@ -46,6 +46,9 @@ pub struct VolatileDbConfig {
     pub allocation_rate_bytes: usize,
     /// `overflow_margin`: rows that a partition may hold. Default `u64::MAX`: no limit.
     pub overflow_margin: u64,
+    /// `memory_bytes`, not a key of the predecessor: what all tables in host memory take together, with RocksDB's caches and write
+    /// buffers if there is a persistent database. Default `None`: no bound. Decides in place of `overflow_margin`.
+    pub memory_bytes: Option<u64>,
     /// `overflow_policy`: which rows go first. Default `evict_random`.
     pub overflow_policy: OverflowPolicy,
     /// `overflow_resolution_target`: fraction of `overflow_margin` that an eviction leaves, above 0 and at most 1.
@@ -182,6 +185,7 @@ fn read_settings(section: &Section<'_>, kind: VolatileDbKind, folders: &Folders)
         num_partitions,
         allocation_rate_bytes: section.usize("allocation_rate", 256 << 20, 1..=MAX_BYTES),
         overflow_margin: section.u64("overflow_margin", u64::MAX, 1..=u64::MAX),
+        memory_bytes: read_memory_bytes(section, kind),
         overflow_policy,
         overflow_resolution_target: section.f64("overflow_resolution_target", 0.8, ABOVE_ZERO_TO_ONE),
         initial_cache_rate: section.f64("initial_cache_rate", 1.0, 0.0..=1.0),
@@ -192,6 +196,32 @@ fn read_settings(section: &Section<'_>, kind: VolatileDbKind, folders: &Folders)
         redis: read_redis(section, kind, num_partitions, folders),
         shared_memory: read_shared_memory(section),
     }
+}
+
+/// The smallest budget: below it nothing but bookkeeping fits.
+const MIN_MEMORY_BYTES: u64 = 1 << 20;
+
+fn read_memory_bytes(section: &Section<'_>, kind: VolatileDbKind) -> Option<u64> {
+    const KEY: &str = "memory_bytes";
+    if !section.has(KEY) {
+        return None;
+    }
+    let bytes = section.u64(KEY, u64::MAX, MIN_MEMORY_BYTES..=u64::MAX);
+    if section.has("overflow_margin") {
+        section.report.problem(
+            &section.place_of("overflow_margin"),
+            "a bound in rows beside memory_bytes, which is one in bytes",
+            "one of the two",
+        );
+    }
+    if kind == VolatileDbKind::MultiProcessHashMap {
+        section.report.problem(
+            &section.place_of(KEY),
+            "a bound for the memory of one process",
+            "shared_memory_size, which bounds memory that processes share",
+        );
+    }
+    Some(bytes)
 }
 
 const ABOVE_ZERO_TO_ONE: (std::ops::Bound<f64>, std::ops::Bound<f64>) =

@@ -102,6 +102,21 @@ fn unknown_spellings_of_enumerations_are_refused() {
 }
 
 #[test]
+fn a_budget_in_bytes_stands_alone() {
+    let sandbox = Sandbox::new();
+    let budget = with("volatile_db.memory_bytes", json!(1u64 << 30));
+    let both = set(budget.clone(), "volatile_db.overflow_margin", json!(1_000));
+    assert_one(
+        &refuse(&sandbox, &both),
+        "volatile_db.overflow_margin",
+        "beside memory_bytes",
+        "one of the two",
+    );
+    let shared = set(budget, "volatile_db.type", json!("multi_process_hash_map"));
+    assert_one(&refuse(&sandbox, &shared), "volatile_db.memory_bytes", "one process", "shared_memory_size");
+}
+
+#[test]
 fn what_this_build_cannot_do_is_one_problem_each() {
     let sandbox = Sandbox::new();
     for (pointer, names, path, feature) in [

@@ -56,6 +56,8 @@ fn wrong_values_are_refused() {
         ("volatile_db.num_partitions", json!(1e300), "", "from 1 to 4096"),
         ("volatile_db.allocation_rate", json!(0), "", "from 1 to"),
         ("volatile_db.overflow_margin", json!(0), "", "an integer, 1 or more"),
+        ("volatile_db.memory_bytes", json!(1000), "", "an integer, 1048576 or more"),
+        ("volatile_db.memory_bytes", json!("8G"), "", "an integer, 1048576 or more"),
         ("volatile_db.overflow_margin", json!(-5), "", "an integer, 1 or more"),
         ("volatile_db.overflow_margin", json!(1e20), "", "an integer, 1 or more"),
         ("volatile_db.max_batch_size", json!(0), "", "from 1 to 2147483647"),

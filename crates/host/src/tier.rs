@@ -25,8 +25,7 @@ use crate::table::Table;
 #[derive(Debug)]
 pub struct HostTier {
     entries: Vec<Entry>,
-    num_partitions: usize,
-    limit: Option<Limit>,
+    settings: HostSettings,
 }
 
 /// Where the rows of a table lie.
@@ -36,6 +35,8 @@ pub struct Place {
     pub allocator: Arc<dyn BlockAllocator>,
     /// Devices read rows by themselves where that memory allows it: see [`HostSettings::serves_devices`].
     pub serves_devices: bool,
+    /// Rows that the table may hold, in place of the settings' `overflow_margin` for each partition; None: as they say.
+    pub max_rows: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl HostTier {
         tables: &[TableSpec],
         allocator: Arc<dyn BlockAllocator>,
     ) -> Result<Self> {
-        let place = Place { allocator, serves_devices: settings.serves_devices };
+        let place = Place { allocator, serves_devices: settings.serves_devices, max_rows: None };
         Self::open_each(settings, tables, |_| place.clone())
     }
 
@@ -71,8 +72,8 @@ impl HostTier {
         tables: &[TableSpec],
         place_of: impl Fn(usize) -> Place,
     ) -> Result<Self> {
-        let limit = settings.limit()?;
-        let mut tier = Self { entries: Vec::new(), num_partitions: settings.num_partitions, limit };
+        settings.limit()?;
+        let mut tier = Self { entries: Vec::new(), settings };
         for (i, spec) in tables.iter().enumerate() {
             if spec.row_bytes < MIN_ROW_BYTES {
                 return Err(Error::new(
@@ -104,9 +105,20 @@ impl HostTier {
         Ok(self.entry(table)?.table.load().partition_rows())
     }
 
+    fn limit(&self, place: &Place) -> Result<Option<Limit>> {
+        let Some(max_rows) = place.max_rows else { return self.settings.limit() };
+        let margin = (max_rows / self.settings.num_partitions as u64).max(1);
+        HostSettings { overflow_margin: Some(margin), ..self.settings }.limit()
+    }
+
     fn new_table(&self, spec: &TableSpec, place: &Place) -> Result<Table> {
-        let Place { allocator, serves_devices } = place;
-        Table::new(spec.row_bytes, self.num_partitions, self.limit, *serves_devices, allocator)
+        Table::new(
+            spec.row_bytes,
+            self.settings.num_partitions,
+            self.limit(place)?,
+            place.serves_devices,
+            &place.allocator,
+        )
     }
 
     fn entry(&self, table: TableId) -> Result<&Entry> {

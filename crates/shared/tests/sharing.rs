@@ -287,10 +287,11 @@ fn a_writer_may_be_killed_at_any_time() {
             tier.erase(TABLE, &passing[..250]).unwrap();
         }
     }
-    let mut bytes = 0;
+    let (mut bytes, mut rounds_written) = (0, 0);
     kill_rounds(NAME, "write", num_kills(), |tier| {
         // Keys that are only overwritten are all there, each row whole.
         let keys: Vec<Key> = (0..2_000).collect();
+        rounds_written += u64::from(tier.usage(TABLE).unwrap().rows > 2_000);
         for (key, row) in keys.iter().zip(lookup(tier, SIZE, &keys)) {
             let row = row.unwrap_or_else(|| panic!("key {key} is lost"));
             assert!((1..52).any(|version| row == row_of(*key, version, SIZE)), "torn: key {key}");
@@ -308,7 +309,11 @@ fn a_writer_may_be_killed_at_any_time() {
         assert!((2_000..=7_000).contains(&rows), "{rows}");
         bytes = tier.usage(TABLE).unwrap().bytes;
         assert!(bytes < 4_000_000, "{bytes} bytes");
+        let others: Vec<Key> = (10_000..15_000).collect();
+        tier.erase(TABLE, &others).unwrap();
     });
+    println!("{rounds_written} of the processes had come to write");
+    assert!(rounds_written > num_kills() / 4, "the writers hardly came to write: {rounds_written}");
 }
 
 #[test]

@@ -10,10 +10,6 @@ use crate::settings::SsdSettings;
 /// Table files: fewer and larger ones than the default of 64 MiB, see [`MAX_OPEN_FILES`].
 pub(crate) const TABLE_FILE_BYTES: usize = 256 << 20;
 
-/// Memtables of all tables together; when they reach it, the largest is flushed. It bounds memory whatever the number
-/// of tables, and is four full memtables of the default 64 MiB, so that updates fill one while others are flushed.
-const MEMTABLE_BYTES: usize = 256 << 20;
-
 /// The write-ahead log is cut when it reaches this; what a start has to replay is bounded by it.
 const MAX_WAL_BYTES: u64 = 256 << 20;
 
@@ -47,7 +43,7 @@ pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
     database.increase_parallelism(num_threads);
     database.set_max_subcompactions(num_threads.unsigned_abs());
     database.set_max_open_files(if settings.read_only { ALL_FILES_OPEN } else { MAX_OPEN_FILES });
-    database.set_db_write_buffer_size(MEMTABLE_BYTES);
+    database.set_db_write_buffer_size(settings.memtable_bytes);
     database.set_max_total_wal_size(MAX_WAL_BYTES);
     // Old files are deleted by a background thread, not by the lookup that was the last to use them.
     database.set_avoid_unnecessary_blocking_io(true);

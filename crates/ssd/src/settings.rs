@@ -6,12 +6,16 @@ use std::path::PathBuf;
 /// absent key costs no read and a present one costs a single read.
 const DEFAULT_BLOCK_CACHE_BYTES: usize = 256 << 20;
 
+/// When memtables reach it, the largest is flushed. It bounds memory whatever the number of tables, and is four full memtables of
+/// RocksDB's default of 64 MiB, so that updates fill one while others are flushed.
+const DEFAULT_MEMTABLE_BYTES: usize = 256 << 20;
+
 /// Two pieces of 128 MiB: the larger they are, the fewer there are to be merged.
 const DEFAULT_LOAD_BYTES: usize = 256 << 20;
 
 /// How to open an [`SsdTier`](crate::SsdTier).
 ///
-/// The first tier of a process that opens a database decides `num_threads` and `block_cache_bytes` for all that share
+/// The first tier of a process that opens a database decides `num_threads`, `block_cache_bytes` and `memtable_bytes` for all that share
 /// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SsdSettings {
@@ -28,6 +32,8 @@ pub struct SsdSettings {
     pub load_bytes: usize,
     /// Memory for blocks, indexes and filters of all tables together.
     pub block_cache_bytes: usize,
+    /// Memory for rows that were written and not yet moved to table files, of all tables together.
+    pub memtable_bytes: usize,
 }
 
 impl SsdSettings {
@@ -40,6 +46,7 @@ impl SsdSettings {
             max_batch_size: 65_536,
             load_bytes: DEFAULT_LOAD_BYTES,
             block_cache_bytes: DEFAULT_BLOCK_CACHE_BYTES,
+            memtable_bytes: DEFAULT_MEMTABLE_BYTES,
         }
     }
 }
