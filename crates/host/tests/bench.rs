@@ -165,6 +165,72 @@ fn lookups_beside_hashbrown() {
     println!("{:28} {hps:8.1} ns per key, {:.2} times as fast as hashbrown", "hps", hashbrown / hps);
 }
 
+#[test]
+#[ignore = "a measurement of half a minute"]
+fn lookups_beside_updates() {
+    const ROW_BYTES: usize = 128;
+    const NUM_KEYS: usize = 65_536;
+    const BATCH: usize = 1_000;
+    println!(
+        "lookups of {NUM_KEYS} of {NUM_ROWS} rows of {ROW_BYTES} bytes; us, medians of turns with and without a writer"
+    );
+    println!("keys     rows written/s   without     with   slower %");
+    for (name, key_of) in [("dense", (|i| i) as fn(u64) -> Key), ("hashed", |i| mix(i ^ 0x5555))] {
+        let tier = open(unlimited(2), ROW_BYTES);
+        let largest_key = (name == "dense").then_some(NUM_ROWS - 1);
+        tier.reserve(TABLE, Expected { rows: NUM_ROWS, largest_key }).unwrap();
+        let rows = vec![1u8; 8_192 * ROW_BYTES];
+        for start in (0..NUM_ROWS).step_by(8_192) {
+            let keys: Vec<Key> = (start..NUM_ROWS.min(start + 8_192)).map(key_of).collect();
+            tier.insert(TABLE, &keys, Rows::new(&rows[..keys.len() * ROW_BYTES], ROW_BYTES).unwrap())
+                .unwrap();
+        }
+        let asked: Vec<Vec<Key>> =
+            batches(NUM_KEYS).into_iter().map(|ids| ids.into_iter().map(key_of).collect()).collect();
+        for rate in [100_000u64, 1_000_000] {
+            let (writes, stops) = (AtomicBool::new(false), AtomicBool::new(false));
+            let [without, with] = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let rows = Rows::new(&rows[..BATCH * ROW_BYTES], ROW_BYTES).unwrap();
+                    let mut next = Instant::now();
+                    for batch in 0u64.. {
+                        if stops.load(Relaxed) {
+                            break;
+                        }
+                        next = next.max(Instant::now())
+                            + std::time::Duration::from_secs(1) * BATCH as u32 / rate as u32;
+                        if writes.load(Relaxed) {
+                            let keys: Vec<Key> =
+                                (0..BATCH as u64).map(|i| key_of(mix(batch << 20 | i) % NUM_ROWS)).collect();
+                            tier.insert(TABLE, &keys, rows).unwrap();
+                        }
+                        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                    }
+                });
+                let mut out = vec![0u8; NUM_KEYS * ROW_BYTES];
+                let mut times = [const { Vec::new() }; 2];
+                for turn in 0..40 {
+                    writes.store(turn % 2 == 1, Relaxed);
+                    for keys in &asked {
+                        let mut misses = Vec::new();
+                        let mut rows = RowsMut::from_bytes(&mut out, ROW_BYTES).unwrap();
+                        let began = Instant::now();
+                        tier.lookup(TABLE, Batch::all(keys), &mut rows, &mut misses).unwrap();
+                        times[turn % 2].push(began.elapsed().as_nanos() as f64 / 1e3);
+                        assert!(misses.is_empty());
+                    }
+                }
+                stops.store(true, Relaxed);
+                times.map(|mut times| {
+                    times.sort_by(f64::total_cmp);
+                    times[times.len() / 2]
+                })
+            });
+            println!("{name:8} {rate:14}  {without:8.0} {with:8.0}   {:7.1}", (with / without - 1.0) * 100.0);
+        }
+    }
+}
+
 /// A hash of one integer.
 #[derive(Default)]
 struct Mixing(u64);
