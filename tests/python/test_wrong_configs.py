@@ -80,7 +80,6 @@ WRONG_NAMES = [
 ]
 NOT_BUILT = [
     ("volatile_db.type", "redis_cluster", ["not available in this build"]),
-    ("volatile_db.type", "multi_process_hash_map", ["not available in this build"]),
     ("update_source.type", "kafka_message_queue", ["not available in this build"]),
 ]
 REMOTE = [

@@ -6,22 +6,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hps_config::{Config, ModelConfig, OverflowPolicy, PersistentDbConfig, VolatileDbConfig, VolatileDbKind};
+use hps_core::hot_keys;
 use hps_core::load::{self, Loaded, fill_cache, load_table};
 use hps_core::memory::{BlockAllocator, MmapAllocator};
 use hps_core::observer::Observer;
 use hps_core::store::Tiers;
 use hps_core::tier::{CacheTier, Expected, Held, TableSpec, Tier, TruthTier};
 use hps_core::update_clock::UpdateClock;
-use hps_core::{EmbeddingStore, Error, ErrorKind, Result, TableId};
+use hps_core::{EmbeddingStore, Error, ErrorKind, Key, Result, TableId};
 use hps_host::{EvictionPolicy, HostSettings, HostTier, Place};
 use hps_shared::{Role, SharedSettings, SharedTier};
 use hps_ssd::SsdTier;
 use parking_lot::Mutex;
 
 use crate::console::Console;
-use crate::refresher::Schedule;
 use crate::registry::OpenStore;
 use crate::storage::{StorageTables, rows_to_cache, ssd_settings};
+use crate::timer::{Schedule, Task};
 use crate::{budget, devices};
 
 /// The canonical path of the configuration that `ps_config_file` stands for.
@@ -53,14 +54,25 @@ pub fn open(file: &Path) -> Result<OpenStore> {
         loaded.config.models.iter().map(|model| model.tables.len()).sum::<usize>(),
         started.elapsed().as_secs_f64()
     ));
-    let schedules = if store.has_devices() { schedules(&loaded.config) } else { Vec::new() };
-    Ok(OpenStore { file: file.to_owned(), key_width: loaded.config.key_width, store, schedules })
+    let mut schedules = if store.has_devices() { schedules(&loaded.config) } else { Vec::new() };
+    let hot_keys = loaded.config.volatile_db.as_ref().and_then(|settings| settings.hot_keys.as_ref());
+    schedules.extend(hot_keys.map(|hot_keys| {
+        let interval = Duration::from_secs_f64(hot_keys.interval);
+        Schedule { task: Task::SaveHotKeys, delay: interval, interval }
+    }));
+    Ok(OpenStore {
+        file: file.to_owned(),
+        key_width: loaded.config.key_width,
+        hot_keys: hot_keys.map(|hot_keys| hot_keys.path.clone()),
+        store,
+        schedules,
+    })
 }
 
 fn schedules(config: &Config) -> Vec<Schedule> {
     let models = config.models.iter();
     let schedule = |model: &ModelConfig| Schedule {
-        model: model.name.clone(),
+        task: Task::Refresh(model.name.clone()),
         delay: Duration::from_secs_f64(model.gpu.refresh_delay),
         interval: Duration::from_secs_f64(model.gpu.refresh_interval),
     };
@@ -170,15 +182,27 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
             {
                 expected.largest_key = load::largest_key(sources).unwrap_or_default();
             }
+            // What was hot when it was saved comes last, so that it is what was used last. Where all rows fit there is nothing to choose.
+            let hot = max_rows.and_then(|most| {
+                let hot_keys = settings.hot_keys.as_ref()?;
+                let mut keys = load_hot_keys(&hot_keys.path, spec, observer)?;
+                keys.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+                Some(keys)
+            });
+            let num_hot = hot.as_ref().map_or(0, |keys| keys.len() as u64);
             fill_cache(
                 cache.as_ref(),
                 truth.as_ref(),
                 (table, spec),
                 clock,
-                max_rows,
+                max_rows.map(|most| most.saturating_sub(num_hot)),
                 expected,
                 observer.as_ref(),
             )?;
+            if let Some(keys) = hot {
+                let to = (table, spec);
+                hot_keys::fill_cache(cache.as_ref(), truth.as_ref(), to, clock, &keys, observer.as_ref())?;
+            }
         }
     }
     let promote_found = config.volatile_db.as_ref().is_some_and(|settings| settings.cache_missed_embeddings);
@@ -198,6 +222,14 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     let store = EmbeddingStore::new(storage.tables, tiers, promote_found, Arc::clone(observer))?;
     store.fill_devices(&warms_up, observer.as_ref())?;
     Ok(store)
+}
+
+/// The hot keys that were saved of a table. Without them the start is slower, and that is all.
+fn load_hot_keys(folder: &Path, spec: &TableSpec, observer: &Arc<dyn Observer>) -> Option<Vec<Key>> {
+    hot_keys::load(&hot_keys::file_of(folder, spec)).unwrap_or_else(|why| {
+        observer.warn(&format!("{}: warming up without hot keys: {why}", spec.name));
+        None
+    })
 }
 
 /// Held while a store is opened on a database: a table is loaded by one store at a time, and the next one that names

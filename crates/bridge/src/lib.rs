@@ -13,10 +13,10 @@ mod devices;
 mod fork;
 mod guard;
 mod prepared;
-mod refresher;
 pub mod registry;
 mod stats_json;
 pub mod storage;
+mod timer;
 
 use prepared::{PreparedLookup, prepare_lookup};
 

@@ -7,11 +7,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use hps_core::observer::Observer;
 use hps_core::{EmbeddingStore, Error, ErrorKind, KeyWidth, Result};
 use parking_lot::{Condvar, Mutex};
 
 use crate::console::Console;
-use crate::refresher::{Refresher, Schedule};
+use crate::timer::{Schedule, Task, Timer};
 use crate::{assemble, fork, guard};
 
 /// A store that is open, and where it came from.
@@ -22,8 +23,20 @@ pub struct OpenStore {
     pub key_width: KeyWidth,
     /// The store.
     pub store: EmbeddingStore,
-    /// When its GPUs are refreshed, while it is in a registry.
+    /// What is done again and again while it is in a registry.
     pub schedules: Vec<Schedule>,
+    /// Where hot keys are saved, if they are.
+    pub hot_keys: Option<PathBuf>,
+}
+
+impl OpenStore {
+    /// Saves the hot keys of all tables, if the configuration says where.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub fn save_hot_keys(&self) -> Result<()> {
+        self.hot_keys.as_ref().map_or(Ok(()), |folder| self.store.save_hot_keys(folder))
+    }
 }
 
 /// All stores of this process.
@@ -47,7 +60,7 @@ pub struct Registry {
 struct Slot {
     file: PathBuf,
     open: ArcSwapOption<OpenStore>,
-    refresher: Mutex<Option<Refresher>>,
+    timer: Mutex<Option<Timer>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -166,7 +179,7 @@ impl Slot {
         fork::note_open();
         let opened = guard::no_panic(|| {
             let store = Arc::new(assemble::open(Path::new(&self.file))?);
-            *self.refresher.lock() = start_refresher(&store)?;
+            *self.timer.lock() = start_timer(&store)?;
             Ok(store)
         });
 
@@ -200,23 +213,30 @@ impl Slot {
         // Even if closing panics, the store can be opened again.
         let _done = Changed(self);
         // It holds a reference while it is at work.
-        drop(self.refresher.lock().take());
+        drop(self.timer.lock().take());
         // Lookups that began before the swap hold references. They take milliseconds; nobody new can come.
         while Arc::strong_count(&open) > 1 {
             std::thread::sleep(Duration::from_millis(1));
+        }
+        if let Err(why) = guard::no_panic(|| open.save_hot_keys()) {
+            Console::new().warn(&format!("hot keys were not saved: {why}"));
         }
         drop(open);
         true
     }
 }
 
-/// Starts what refreshes a store's GPUs, if it has schedules. It ends when it is dropped, or with the store.
-fn start_refresher(store: &Arc<OpenStore>) -> Result<Option<Refresher>> {
+/// Starts what is done again and again while a store is open, if there is something. It ends when it is dropped, or with the store.
+fn start_timer(store: &Arc<OpenStore>) -> Result<Option<Timer>> {
     let weak = Arc::downgrade(store);
-    let refresh = move |model: &str, goes_on: &dyn Fn() -> bool| {
-        Some(weak.upgrade()?.store.refresh_model(model, goes_on))
+    let work = move |task: &Task, goes_on: &dyn Fn() -> bool| {
+        let open = weak.upgrade()?;
+        Some(match task {
+            Task::Refresh(model) => open.store.refresh_model(model, goes_on).map(drop),
+            Task::SaveHotKeys => open.save_hot_keys(),
+        })
     };
-    Refresher::start(&store.schedules, refresh, Arc::new(Console::new()))
+    Timer::start(&store.schedules, work, Arc::new(Console::new()))
 }
 
 /// Ends a change of a slot when it is dropped.

@@ -1,17 +1,22 @@
 //! `hps check`: what a start would find, do and need.
 
-use hps_bridge::budget::BYTES_PER_ROW;
-use hps_bridge::storage::rows_to_cache;
+use std::path::Path;
+
+use hps_bridge::budget;
+use hps_bridge::storage::{rows_to_cache, ssd_settings};
+use hps_config::VolatileDbKind;
 use hps_core::load::Source;
 use hps_core::record::{self, Comparison};
 use hps_core::tier::{Held, TableSpec, Tier};
-use hps_core::{ErrorKind, Result, TableId};
+use hps_core::{Error, ErrorKind, Result, TableId};
 use hps_ssd::SsdTier;
 use serde_json::json;
 
 use crate::deployment::{Deployment, available_memory, free_bytes, numbered, shape};
 use crate::output::{Outcome, bytes, grouped};
 
+/// What memory that processes share takes for a row beyond the row.
+const SHARED_BYTES_PER_ROW: u64 = 26;
 /// What the database takes for a row beyond the row and its key, filters and indexes included, rounded up.
 const SSD_BYTES_PER_ROW: u64 = 16;
 
@@ -65,29 +70,51 @@ pub(crate) fn run(deployment: &Deployment) -> Result<Outcome> {
     let sources = if loads_files { Some(tables.open_sources(config)?) } else { None };
     let database = match &config.persistent_db {
         None => None,
-        Some(_) => match deployment.open_to_read(&tables.specs) {
+        Some(ssd) => match deployment.open_to_read(&tables.specs) {
             Ok(database) => Some(database),
-            Err(error) if error.kind() == ErrorKind::NotFound && loads_files => None,
+            Err(error) if error.kind() == ErrorKind::NotFound && !ssd.read_only => None,
             Err(error) => return Err(error),
         },
     };
     let (mut lines, mut json, mut warnings) = (Vec::new(), Vec::new(), deployment.warnings.clone());
-    let (mut host_bytes, mut disk_bytes) = (0u64, 0u64);
+    let is_read_only = config.persistent_db.as_ref().is_some_and(|ssd| ssd.read_only);
+    let (mut host_bytes, mut disk_bytes, mut loaded_bytes) = (0u64, 0u64, 0u64);
+    let mut sizes = Vec::new();
     for (table, spec, sources) in numbered(&tables, sources.as_deref()) {
         let (action, rows) = plan(database.as_ref(), table, sources)?;
+        if is_read_only && action != Action::Serve {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the database holds no such table, or only part of it, and read_only forbids loading it; open it once with \
+                 \"read_only\": false",
+            )
+            .at("table", &spec.name));
+        }
         lines.push(format!("{}: {}; {} rows", shape(spec), action.text(), grouped(rows)));
         host_bytes = host_bytes.saturating_add(host_need(deployment, spec, rows));
         if config.persistent_db.is_some() && matches!(action, Action::Load | Action::Reload) {
             // Rows are sorted into runs first and merged from there: for a moment they are there twice.
             let size = rows.saturating_mul(spec.row_bytes as u64 + SSD_BYTES_PER_ROW);
-            disk_bytes = disk_bytes.max(size).saturating_add(size);
+            disk_bytes = disk_bytes.max(loaded_bytes.saturating_add(size.saturating_mul(2)));
+            loaded_bytes = loaded_bytes.saturating_add(size);
         }
+        sizes.push((spec, rows));
         json.push(
             json!({"table": spec.name, "dim": spec.row_bytes / 4, "rows": rows, "action": action.word()}),
         );
     }
     if let Some(settings) = &config.volatile_db {
+        // Refuses what a start refuses.
+        let ssd = config.persistent_db.as_ref().map(|ssd| ssd_settings(ssd, Some(settings)));
+        budget::max_rows(settings.memory_bytes, ssd.as_ref(), settings.num_partitions, &sizes)?;
         host_bytes = host_bytes.min(settings.memory_bytes.unwrap_or(u64::MAX));
+        if settings.kind == VolatileDbKind::MultiProcessHashMap {
+            let most = settings.shared_memory.size_bytes as u64;
+            let free = free_bytes(Path::new("/dev/shm"));
+            warnings.extend(too_much("shared_memory_size", host_bytes, Some(most), "raise it"));
+            let help = "make it larger, or free what others have left there";
+            warnings.extend(too_much("/dev/shm", host_bytes, free, help));
+        }
     }
     let memory = available_memory();
     if host_bytes > 0 {
@@ -142,7 +169,11 @@ fn plan(database: Option<&SsdTier>, table: TableId, sources: Option<&[Source]>) 
 fn host_need(deployment: &Deployment, spec: &TableSpec, rows: u64) -> u64 {
     let Some(settings) = &deployment.config.volatile_db else { return 0 };
     let rows = rows_to_cache(settings, None, rows).map_or(rows, |most| most.min(rows));
-    rows.saturating_mul(spec.row_bytes as u64 + BYTES_PER_ROW)
+    let more = match settings.kind {
+        VolatileDbKind::MultiProcessHashMap => SHARED_BYTES_PER_ROW,
+        _ => budget::BYTES_PER_ROW,
+    };
+    rows.saturating_mul(spec.row_bytes as u64 + more)
 }
 
 fn need(what: &str, needed: u64, there: Option<u64>) -> String {

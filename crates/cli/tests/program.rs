@@ -48,6 +48,10 @@ impl Place {
         std::fs::write(self.path("ps.json"), config.to_string()).unwrap();
     }
 
+    fn config(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.path("ps.json")).unwrap()).unwrap()
+    }
+
     fn hps(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_hps"))
             .args(arguments)
@@ -197,6 +201,10 @@ fn every_mistake_is_an_error_that_says_what_to_do() {
     place.configure(reading.clone());
     assert!(complaint(&place.hps(&["load", "ps.json"])).contains("does not exist"));
     place.configure(writing);
+    let mut small = place.config();
+    small["volatile_db"] = json!({"type": "hash_map", "memory_bytes": 1 << 20, "num_partitions": 64});
+    std::fs::write(place.path("small.json"), small.to_string()).unwrap();
+    assert!(complaint(&place.hps(&["check", "small.json"])).contains("memory_bytes is 1048576"));
     assert_eq!(place.json("load").0, 0);
     place.configure(reading);
     assert_eq!(place.action(), "serve");

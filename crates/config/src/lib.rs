@@ -57,5 +57,5 @@ pub use problem::{ConfigError, Position, Problem, Warning};
 pub use table::TableConfig;
 pub use update_source::UpdateSourceConfig;
 pub use volatile::{
-    OverflowPolicy, RedisConfig, Secret, SharedMemoryConfig, VolatileDbConfig, VolatileDbKind,
+    HotKeysConfig, OverflowPolicy, RedisConfig, Secret, SharedMemoryConfig, VolatileDbConfig, VolatileDbKind,
 };

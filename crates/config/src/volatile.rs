@@ -49,6 +49,9 @@ pub struct VolatileDbConfig {
     /// `memory_bytes`, not a key of the predecessor: what all tables in host memory take together, with RocksDB's caches and write
     /// buffers if there is a persistent database. Default `None`: no bound. Decides in place of `overflow_margin`.
     pub memory_bytes: Option<u64>,
+    /// `hot_keys_path` and `hot_keys_interval`, not keys of the predecessor: where it is saved which rows are in host memory, for the next
+    /// start. Default `None`: nowhere.
+    pub hot_keys: Option<HotKeysConfig>,
     /// `overflow_policy`: which rows go first. Default `evict_random`.
     pub overflow_policy: OverflowPolicy,
     /// `overflow_resolution_target`: fraction of `overflow_margin` that an eviction leaves, above 0 and at most 1.
@@ -70,6 +73,15 @@ pub struct VolatileDbConfig {
     pub redis: RedisConfig,
     /// What only `multi_process_hash_map` uses.
     pub shared_memory: SharedMemoryConfig,
+}
+
+/// Where and how often hot keys are saved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HotKeysConfig {
+    /// `hot_keys_path`: folder, made if it does not exist.
+    pub path: PathBuf,
+    /// `hot_keys_interval`: seconds from one time to the next. Default 300.
+    pub interval: f64,
 }
 
 /// Settings of `redis_cluster`.
@@ -186,6 +198,7 @@ fn read_settings(section: &Section<'_>, kind: VolatileDbKind, folders: &Folders)
         allocation_rate_bytes: section.usize("allocation_rate", 256 << 20, 1..=MAX_BYTES),
         overflow_margin: section.u64("overflow_margin", u64::MAX, 1..=u64::MAX),
         memory_bytes: read_memory_bytes(section, kind),
+        hot_keys: read_hot_keys(section, kind, folders),
         overflow_policy,
         overflow_resolution_target: section.f64("overflow_resolution_target", 0.8, ABOVE_ZERO_TO_ONE),
         initial_cache_rate: section.f64("initial_cache_rate", 1.0, 0.0..=1.0),
@@ -224,6 +237,26 @@ fn read_memory_bytes(section: &Section<'_>, kind: VolatileDbKind) -> Option<u64>
     Some(bytes)
 }
 
+fn read_hot_keys(section: &Section<'_>, kind: VolatileDbKind, folders: &Folders) -> Option<HotKeysConfig> {
+    let interval = section.f64("hot_keys_interval", 300.0, 1.0..=1e9);
+    let path = section.string("hot_keys_path", "");
+    if path.is_empty() {
+        if section.has("hot_keys_interval") {
+            section
+                .report
+                .warn(&section.place_of("hot_keys_interval"), "without effect: hot_keys_path is not set");
+        }
+        return None;
+    }
+    if kind == VolatileDbKind::MultiProcessHashMap {
+        section
+            .report
+            .warn(&section.place_of("hot_keys_path"), "without effect: not for multi_process_hash_map");
+        return None;
+    }
+    Some(HotKeysConfig { path: folders.existing_or_own(&path), interval })
+}
+
 const ABOVE_ZERO_TO_ONE: (std::ops::Bound<f64>, std::ops::Bound<f64>) =
     (std::ops::Bound::Excluded(0.0), std::ops::Bound::Included(1.0));
 
@@ -257,11 +290,11 @@ fn read_redis(
 
 fn read_shared_memory(section: &Section<'_>) -> SharedMemoryConfig {
     let name = section.string("shared_memory_name", "hctr_mp_hash_map_database");
-    if name.is_empty() || name.len() > 255 || name.contains(['/', '\0']) || name == "." || name == ".." {
+    if name.is_empty() || name.len() > 200 || name.contains(['/', '\0']) || name == "." || name == ".." {
         section.report.problem(
             &section.place_of("shared_memory_name"),
             quoted(&name),
-            "a file name of 1 to 255 bytes, without `/`",
+            "a file name of 1 to 200 bytes, without `/`",
         );
     }
     SharedMemoryConfig {
@@ -289,6 +322,12 @@ pub(crate) fn settle_alone(section: &Section<'_>, config: &mut VolatileDbConfig)
     }
     if config.cache_missed_embeddings {
         warn("cache_missed_embeddings", "without effect: there is no persistent_db to find missed rows in");
+    }
+    if config.hot_keys.take().is_some() {
+        warn(
+            "hot_keys_path",
+            "without effect: there is no persistent_db, so that all rows are held from the start",
+        );
     }
     let is_private = matches!(config.kind, VolatileDbKind::HashMap | VolatileDbKind::ParallelHashMap);
     if is_private && !config.initialize_after_startup {

@@ -26,6 +26,7 @@ pub mod device;
 pub mod error;
 mod fetcher;
 mod fill_devices;
+pub mod hot_keys;
 pub mod key;
 pub mod load;
 pub mod memory;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -9,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::device::{self, DeviceAnswer, DeviceLookup, DeviceTier};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fetcher::Fetcher;
+use crate::hot_keys;
 use crate::key::{Key, TableId};
 use crate::observer::Observer;
 use crate::promoter::Promoter;
@@ -385,6 +387,25 @@ impl EmbeddingStore {
         if let Some(promoter) = &self.walk.promoter {
             promoter.drain();
         }
+    }
+
+    /// Saves which keys the upmost cache in host memory holds of each table, hottest first, for the next start. Nothing of tables that it holds
+    /// whole.
+    ///
+    /// # Errors
+    /// What a tier reports; `Storage` if a file cannot be written.
+    pub fn save_hot_keys(&self, folder: &Path) -> Result<()> {
+        let Some(cache) = self.walk.caches.first() else { return Ok(()) };
+        for (table, spec) in (0..).map(TableId).zip(&self.specs) {
+            let held = cache.usage(table)?.rows;
+            if held > 0 && held < self.walk.truth.usage(table)?.rows {
+                let keys = cache.hottest_keys(table)?;
+                if !keys.is_empty() {
+                    hot_keys::save(&hot_keys::file_of(folder, spec), &keys)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Statistics of all tables, by model name and table id.

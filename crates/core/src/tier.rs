@@ -161,6 +161,14 @@ pub trait CacheTier: Tier {
     /// `OutOfMemory`.
     fn reserve(&self, table: TableId, expected: Expected) -> Result<()>;
 
+    /// The keys that are held now, those first that were used most or last, as far as the tier knows.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the table is unknown; `OutOfMemory`.
+    fn hottest_keys(&self, _table: TableId) -> Result<Vec<Key>> {
+        Ok(Vec::new())
+    }
+
     /// False if another process fills the tier: then rows that are promoted are dropped, and there is nothing to fill.
     fn fills(&self) -> bool {
         true

@@ -74,7 +74,7 @@ impl<T> std::ops::Deref for Array<T> {
     #[inline(always)]
     fn deref(&self) -> &[T] {
         // SAFETY: `len` items, all written when the array was made, in memory that `owner` keeps; they only change
-        // through an exclusive borrow of the array.
+        // through an exclusive borrow of the array, or as they allow it themselves (atomics).
         unsafe { std::slice::from_raw_parts(self.items.as_ptr(), self.len) }
     }
 }

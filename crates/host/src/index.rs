@@ -286,6 +286,11 @@ impl Index {
         })
     }
 
+    /// Every key and its mark.
+    pub(crate) fn keys_and_marks(&self) -> impl Iterator<Item = (Key, Mark)> + '_ {
+        self.table.buckets.iter().flat_map(Bucket::entries).map(|entry| (entry.key, entry.mark))
+    }
+
     /// Every key's mark.
     pub(crate) fn marks(&self) -> impl Iterator<Item = Mark> + '_ {
         self.table.buckets.iter().flat_map(Bucket::entries).map(|entry| entry.mark)

@@ -19,7 +19,7 @@ use crate::settings::{EvictionPolicy, Limit};
 /// 0 to 15.
 pub(crate) type Mark = u8;
 
-const NUM_MARKS: usize = 16;
+pub(crate) const NUM_MARKS: usize = 16;
 
 /// Uses that marks of `LeastUsed` stand for, in quarters. The scale ends where a row is safe anyway: what matters is who is
 /// near the end of the list.
@@ -246,6 +246,14 @@ impl Marks {
         matches!(self.kind, Kind::Oldest { .. }).then(|| self.tick(1))
     }
 
+    /// The marks, from the lowest rank on; a mark that is not among them belongs to no row.
+    pub(crate) fn order(&self) -> Vec<Mark> {
+        match &self.kind {
+            Kind::LeastUsed(_) => (0..NUM_MARKS as Mark).collect(),
+            Kind::Oldest { generations, .. } => generations.lock().names.clone(),
+        }
+    }
+
     /// True if generations have run out of names: [`Self::judge`] frees some, also if nobody has to go.
     pub(crate) fn is_late(&self) -> bool {
         matches!(&self.kind, Kind::Oldest { is_late, .. } if is_late.load(Relaxed))
@@ -263,8 +271,7 @@ impl Marks {
         let now = self.clock.load(Relaxed);
         match &self.kind {
             Kind::LeastUsed(history) => {
-                let order: Vec<Mark> = (0..NUM_MARKS as Mark).collect();
-                let mut verdict = Verdict::new(&order, &mut counts, num_victims);
+                let mut verdict = Verdict::new(&self.order(), &mut counts, num_victims);
                 if history.lock().is_halving_due(now, self.margin) {
                     verdict.remarks = HALVED;
                 }

@@ -180,6 +180,26 @@ impl Partition {
         self.direct.iter().flat_map(Direct::keys).chain(self.index.iter().map(|(key, _)| key))
     }
 
+    /// Adds every key to those of its rank: 0 for the hottest. There are at least as many ranks as marks.
+    pub(crate) fn rank_keys(&self, ranks: &mut [Vec<Key>]) -> Result<()> {
+        let Some(marks) = &self.marks else {
+            let Some(all) = ranks.first_mut() else { return Ok(()) };
+            all.try_reserve(self.len()).map_err(out_of_memory)?;
+            all.extend(self.keys());
+            return Ok(());
+        };
+        let order = marks.order();
+        for (key, mark) in self.index.keys_and_marks() {
+            // What was marked since has the youngest of all marks.
+            let rank = order.iter().rev().position(|&ranked| ranked == mark).unwrap_or(0);
+            if let Some(keys) = ranks.get_mut(rank) {
+                keys.try_reserve(1).map_err(out_of_memory)?;
+                keys.push(key);
+            }
+        }
+        Ok(())
+    }
+
     // ---- writing ----
 
     /// Adds or overwrites a row. After an error the partition is as it was.

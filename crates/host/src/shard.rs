@@ -27,6 +27,11 @@ impl Shard {
         self.partition.read()
     }
 
+    /// For work on all of the partition: readers go on even if a writer waits for the end of it.
+    pub(crate) fn beside_readers(&self) -> RwLockUpgradableReadGuard<'_, Partition> {
+        self.partition.upgradable_read()
+    }
+
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Partition> {
         self.partition.write()
     }

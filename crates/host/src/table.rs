@@ -10,6 +10,7 @@ use hps_core::{Error, ErrorKind, Key, Result, Rows};
 
 use crate::direct::Pages;
 use crate::group::{Groups, Partitioner};
+use crate::marks::NUM_MARKS;
 use crate::partition::{Outcome, Partition};
 use crate::settings::Limit;
 use crate::shard::Shard;
@@ -255,6 +256,19 @@ impl Table {
     /// Rows held, by partition.
     pub(crate) fn partition_rows(&self) -> Vec<u64> {
         self.shards.iter().map(|shard| shard.read().len() as u64).collect()
+    }
+
+    /// Every key that is held, hottest first. Readers go on; writers wait for one partition at a time.
+    pub(crate) fn hottest_keys(&self) -> Result<Vec<Key>> {
+        let mut ranks = vec![Vec::new(); NUM_MARKS];
+        for shard in &self.shards {
+            shard.beside_readers().rank_keys(&mut ranks)?;
+        }
+        let mut keys = Vec::new();
+        keys.try_reserve_exact(ranks.iter().map(Vec::len).sum()).map_err(out_of_memory)?;
+        // Each rank's memory goes as soon as it is copied.
+        ranks.into_iter().for_each(|rank| keys.extend(rank));
+        Ok(keys)
     }
 
     /// The largest key that is held.

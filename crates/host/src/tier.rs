@@ -206,6 +206,10 @@ impl CacheTier for HostTier {
     fn reserve(&self, table: TableId, expected: Expected) -> Result<()> {
         self.with(table, |table| table.reserve(expected))
     }
+
+    fn hottest_keys(&self, table: TableId) -> Result<Vec<Key>> {
+        self.with(table, |table| table.hottest_keys())
+    }
 }
 
 impl TruthTier for HostTier {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::lock::{Held, Locks, Mode};
-use crate::settings::SharedSettings;
+use crate::settings::{Role, SharedSettings};
 
 /// Bytes of the lock file, and what holding them means.
 const ATTACHED: u64 = 0;
@@ -23,6 +23,9 @@ const LOADING: u64 = 2;
 const FILLING: u64 = 3;
 /// From here on each table has one for its writers.
 const FIRST_TABLE: u64 = 1 << 16;
+
+/// What the name of a segment ends with while it is removed, before the number of the process.
+const REMOVED: &str = "hps-removed-";
 
 /// Raised when processes of different versions could not share a segment.
 const FORMAT: u64 = 1;
@@ -61,27 +64,42 @@ impl Segment {
                 break (locks, attached);
             }
         };
-        let segment = Self {
+        let mut segment = Self {
             directory,
             locks,
             files: Mutex::default(),
             size_bytes: settings.size_bytes,
-            auto_remove: settings.auto_remove,
+            // Whoever is refused must not remove what others have left.
+            auto_remove: false,
             attached: Some(attached),
         };
-        segment.agree()?;
+        segment.agree(settings)?;
+        segment.auto_remove = settings.auto_remove;
+        segment.remove_remains();
         Ok(segment)
     }
 
+    /// Removes what a process left that was killed while it removed the segment.
+    fn remove_remains(&self) {
+        let (Some(parent), Some(name)) = (self.directory.parent(), self.directory.file_stem()) else {
+            return;
+        };
+        let prefix = format!("{}.{REMOVED}", name.to_string_lossy());
+        let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)) {
+            // Two may do it at once.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+
     /// Writes down what all have to agree on, or compares with it.
-    fn agree(&self) -> Result<()> {
+    fn agree(&self, settings: &SharedSettings) -> Result<()> {
         let _files = self.lock_files()?;
         let path = self.directory.join("settings");
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == IoErrorKind::NotFound => {
-                let text = json!({"format": FORMAT, "auto_remove": self.auto_remove}).to_string();
-                return self.replace_file("settings", &text);
+                return self.replace_file("settings", &agreed(settings).to_string());
             }
             Err(error) => return Err(cannot("read", &path, error)),
         };
@@ -95,13 +113,22 @@ impl Segment {
                 text.trim()
             ));
         }
-        let found = value.get("auto_remove").and_then(Value::as_bool);
-        if found != Some(self.auto_remove) {
-            return differs(format!(
-                "shared_memory_auto_remove is {}, but the shared memory was made with {}: all processes have to agree; \
-                 correct ps.json, give it another shared_memory_name, or remove the directory when no process uses it",
-                self.auto_remove, !self.auto_remove
-            ));
+        for (key, name) in [
+            ("auto_remove", "shared_memory_auto_remove"),
+            ("holds", "what is held (tables themselves, or copies of a persistent_db)"),
+            ("limit", "overflow_margin times num_partitions, or overflow_policy,"),
+        ] {
+            let (found, ours) = (value.get(key), agreed(settings));
+            let ours = ours.get(key);
+            if found != ours {
+                let show = |value: Option<&Value>| value.map_or_else(|| "unknown".into(), Value::to_string);
+                return differs(format!(
+                    "{name} is {}, but the shared memory was made with {}: all processes have to agree; correct ps.json, give it \
+                     another shared_memory_name, or remove the directory when no process uses it",
+                    show(ours),
+                    show(found)
+                ));
+            }
         }
         Ok(())
     }
@@ -131,10 +158,12 @@ impl Segment {
         self.locks.lock(byte, Mode::Exclusive).map_err(|error| cannot("lock", &self.directory, error))
     }
 
-    fn lock_files(&self) -> Result<(parking_lot::MutexGuard<'_, ()>, Held)> {
+    /// The other processes' lock is given up first, as fields are dropped in order: the next thread of this process would lose it
+    /// otherwise.
+    fn lock_files(&self) -> Result<(Held, parking_lot::MutexGuard<'_, ()>)> {
         let guard = self.files.lock();
         let failed = |error| cannot("lock", &self.directory, error);
-        Ok((guard, self.locks.lock(FILES, Mode::Exclusive).map_err(failed)?))
+        Ok((self.locks.lock(FILES, Mode::Exclusive).map_err(failed)?, guard))
     }
 
     /// A file of zeros whose memory is the segment's; made if there is none.
@@ -142,7 +171,13 @@ impl Segment {
         let _files = self.lock_files()?;
         match self.open_file(name) {
             Err(error) if error.kind() == IoErrorKind::NotFound => self.make(name, num_bytes, what),
-            opened => opened.map_err(|error| cannot("open", &self.directory.join(name), error)),
+            Err(error) => Err(cannot("open", &self.directory.join(name), error)),
+            Ok(file) => {
+                // Whoever made it may have been killed before it had its memory.
+                reserve(&file, num_bytes)
+                    .map_err(|error| cannot("enlarge", &self.directory.join(name), error))?;
+                Ok(file)
+            }
         }
     }
 
@@ -170,8 +205,7 @@ impl Segment {
         }
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
         // Now, not at the first touch: without memory that would end the process.
-        let reserved = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, num_bytes);
-        if let Err(error) = reserved {
+        if let Err(error) = reserve(&file, num_bytes) {
             let _ = fs::remove_file(&path);
             let free =
                 rustix::fs::statvfs(&self.directory).map_or(0, |found| found.f_bavail * found.f_frsize);
@@ -183,7 +217,7 @@ impl Segment {
                 ),
             )
             .at("shared memory", self.directory.display())
-            .caused_by(std::io::Error::from(error)));
+            .caused_by(error));
         }
         Ok(file)
     }
@@ -249,13 +283,48 @@ impl Drop for Segment {
         if !self.auto_remove {
             return;
         }
-        // Whoever comes now waits for the lock, then notices that the file is gone.
-        if let Ok(Some(_last)) = self.locks.try_lock(ATTACHED, Mode::Exclusive) {
-            // If it stays, the next process finds it.
-            let _ = fs::remove_dir_all(&self.directory);
-        }
+        // First give up, then try: of two that leave at once one is the last. Whoever comes now waits for the lock, then notices
+        // that the file is gone.
         drop(self.attached.take());
+        if let Ok(Some(_last)) = self.locks.try_lock(ATTACHED, Mode::Exclusive)
+            && is_same_file(self.locks.file(), &self.directory.join("lock"))
+        {
+            // Out of the way first: whoever comes now makes another one, of which nothing is removed. If it stays, the next process
+            // finds it.
+            let removed = self.directory.with_extension(format!("{REMOVED}{}", std::process::id()));
+            if fs::rename(&self.directory, &removed).is_ok() {
+                let _ = fs::remove_dir_all(&removed);
+            }
+        }
     }
+}
+
+/// What all processes have to agree on.
+fn agreed(settings: &SharedSettings) -> Value {
+    let holds = match settings.role {
+        Role::Truth => "tables",
+        Role::Cache => "copies",
+    };
+    let limit =
+        settings.limit.map(|limit| json!({"rows": limit.rows, "policy": format!("{:?}", limit.policy)}));
+    json!({"format": FORMAT, "auto_remove": settings.auto_remove, "holds": holds, "limit": limit})
+}
+
+/// Bytes whose memory is asked for at a time: a signal that comes meanwhile undoes all of it.
+const RESERVED_AT_ONCE: u64 = 64 << 20;
+
+/// Gives a file that many bytes, with memory for all of them.
+fn reserve(file: &File, num_bytes: u64) -> std::io::Result<()> {
+    let mut done = 0;
+    while done < num_bytes {
+        let wanted = RESERVED_AT_ONCE.min(num_bytes - done);
+        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), done, wanted) {
+            Ok(()) => done += wanted,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 fn is_same_file(file: &File, path: &Path) -> bool {

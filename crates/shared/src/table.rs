@@ -150,6 +150,11 @@ impl Table {
         self.map_served()
     }
 
+    /// True if a version failed because it has just been replaced, and its files are gone.
+    pub(crate) fn is_over(&self, version: &Version, error: &Error) -> bool {
+        error.kind() == ErrorKind::Closed && self.served() != version.number
+    }
+
     #[cold]
     fn map_served(&self) -> Result<Option<Arc<Version>>> {
         loop {
@@ -216,10 +221,17 @@ impl Table {
         Version::make(&self.segment, id, self.spec.row_bytes, num_rows, self.limit)
     }
 
-    /// Removes files of loads that were killed. Only for whoever may load the table.
-    pub(crate) fn remove_leftovers(&self) -> Result<()> {
+    /// Removes files of loads and of switches that were killed. Only for whoever may load the table.
+    pub(crate) fn clear_away(&self) -> Result<()> {
+        let _writer = self.writer.lock();
+        // A table that appears just now has files before it is served.
+        let _turn = self.segment.writing_turn(self.stem.0)?;
+        self.remove_leftovers()
+    }
+
+    fn remove_leftovers(&self) -> Result<()> {
         let served = self.served();
-        self.segment.remove_files(|name| self.stem.is_other_version(name, served))
+        self.segment.remove_files(|name| self.stem.is_a_version(name) && !self.stem.is_version(name, served))
     }
 
     /// Serves a version from now on, in place of any other.
@@ -230,9 +242,11 @@ impl Table {
             key_bits: key_bits(self.spec.key_width),
             record: record.map(str::to_owned),
         })?;
+        let old = self.served();
         self.serve(version.number);
         *self.mapped.write() = Some(Arc::clone(&version));
-        self.remove_leftovers()?;
+        // Not those of a version that another process is loading.
+        self.segment.remove_files(|name| self.stem.is_version(name, old))?;
         Ok(version)
     }
 
@@ -243,7 +257,7 @@ impl Table {
         self.publish(Arc::new(version), Some(record)).map(drop)
     }
 
-    /// Makes the table empty, with room for that many rows, for all processes.
+    /// Makes the table empty, with room for that many rows, for all processes. Only while nobody loads it.
     pub(crate) fn clear(&self, num_rows: u64) -> Result<()> {
         let _writer = self.writer.lock();
         let _turn = self.segment.writing_turn(self.stem.0)?;

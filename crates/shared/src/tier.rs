@@ -81,7 +81,11 @@ impl SharedTier {
     /// # Errors
     /// `Storage`.
     pub fn loading(&self, wait: impl FnOnce()) -> Result<Loading> {
-        Ok(Loading { _turn: self.segment.loading_turn(wait)? })
+        let turn = self.segment.loading_turn(wait)?;
+        for table in &self.tables {
+            table.clear_away().map_err(|error| error.at("table", &table.spec().name))?;
+        }
+        Ok(Loading { _turn: turn })
     }
 
     fn table(&self, table: TableId) -> Result<&Table> {
@@ -156,8 +160,7 @@ impl Tier for SharedTier {
             let num_misses = misses.len();
             while let Some(version) = table.version()? {
                 match version.lookup(batch, rows, misses) {
-                    // It was replaced just now.
-                    Err(error) if error.kind() == ErrorKind::Closed => misses.truncate(num_misses),
+                    Err(error) if table.is_over(&version, &error) => misses.truncate(num_misses),
                     looked_up => return looked_up,
                 }
             }
@@ -183,9 +186,14 @@ impl Tier for SharedTier {
 
     /// Exact. Bytes are those of the table's files, which exist once for all processes.
     fn usage(&self, table: TableId) -> Result<TierUsage> {
-        self.with(table, |table| match table.version()? {
-            Some(version) => Ok(TierUsage { rows: version.num_rows(), bytes: version.num_bytes()? }),
-            None => Ok(TierUsage::default()),
+        self.with(table, |table| {
+            while let Some(version) = table.version()? {
+                match version.num_bytes() {
+                    Err(error) if table.is_over(&version, &error) => {}
+                    bytes => return Ok(TierUsage { rows: version.num_rows(), bytes: bytes? }),
+                }
+            }
+            Ok(TierUsage::default())
         })
     }
 }
@@ -240,7 +248,7 @@ impl TruthTier for SharedTier {
         let table = self.table(table)?;
         let begin = || {
             let turn = LoadTurn::take(table)?;
-            table.remove_leftovers()?;
+            table.clear_away()?;
             Ok(SharedLoad { _turn: turn, table, version: table.make_version(expected.rows)? })
         };
         let load = begin().map_err(|error: Error| error.at("table", &table.spec().name))?;
@@ -249,10 +257,19 @@ impl TruthTier for SharedTier {
 
     fn scan(&self, table: TableId, visit: &mut Visitor<'_>) -> Result<()> {
         // Not `with`: a visitor's errors are its own.
-        match self.table(table)?.version()? {
-            Some(version) => version.scan(SCANNED_ROWS, visit),
-            None => Ok(()),
+        let table = self.table(table)?;
+        let mut has_begun = false;
+        while let Some(version) = table.version()? {
+            let scanned = version.scan(SCANNED_ROWS, &mut |keys, rows| {
+                has_begun = true;
+                visit(keys, rows)
+            });
+            match scanned {
+                Err(error) if !has_begun && table.is_over(&version, &error) => {}
+                scanned => return scanned,
+            }
         }
+        Ok(())
     }
 
     fn is_read_only(&self) -> bool {

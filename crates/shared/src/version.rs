@@ -17,11 +17,13 @@ use crate::settings::Limit;
 const GROUP: usize = 16;
 /// The smallest extent.
 const MIN_ROWS: u64 = 1024;
-/// Each piece is at least as large as all before: there are never more than a few.
-const MAX_EXTENTS: usize = 40;
+/// Each is half of all before, or a 64th where only a few keys have found no place.
+const MAX_EXTENTS: usize = 200;
 /// Rows that a victim is chosen among, and the most buckets that are looked into for them.
 const SAMPLE: usize = 16;
 const MAX_SAMPLED_BUCKETS: usize = 64;
+/// A table that is full has rows in so many samples, or has none.
+const MAX_SAMPLES: usize = 1000;
 
 /// The name of a table's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +42,19 @@ impl Stem {
         format!("{:032x}.{version}.{number}", self.0)
     }
 
-    /// True for a file of a version of the table that is not that one.
-    pub(crate) fn is_other_version(self, name: &str, version: u64) -> bool {
-        let Some(rest) = name.strip_prefix(&format!("{:032x}.", self.0)) else { return false };
-        let Some((found, _)) = rest.split_once('.') else { return false };
-        found.parse::<u64>().is_ok_and(|found| found != version)
+    /// True for a file of any version of the table.
+    pub(crate) fn is_a_version(self, name: &str) -> bool {
+        self.version_of(name).is_some()
+    }
+
+    /// True for a file of that version of the table.
+    pub(crate) fn is_version(self, name: &str, version: u64) -> bool {
+        self.version_of(name) == Some(version)
+    }
+
+    fn version_of(self, name: &str) -> Option<u64> {
+        let rest = name.strip_prefix(&format!("{:032x}.", self.0))?;
+        rest.split_once('.')?.0.parse().ok()
     }
 }
 
@@ -323,7 +333,8 @@ impl Writing<'_> {
         }
         // Where a few keys find no place although there is room, little is enough.
         let room = self.extents.iter().map(|extent| extent.num_rows_at_most()).sum::<usize>() as u64;
-        let is_full = self.version.num_rows().saturating_mul(10) > room.saturating_mul(9);
+        let has_room = self.version.limit.is_some_and(|limit| room >= limit.rows);
+        let is_full = !has_room && self.version.num_rows().saturating_mul(10) > room.saturating_mul(9);
         let sizes = Sizes::of((if is_full { room / 2 } else { room / 64 }).max(MIN_ROWS), *row_bytes)?;
         // One that was made by a process that was killed before it counted is in the way.
         let file_name = stem.extent(*number, self.extents.len());
@@ -353,7 +364,7 @@ impl Writing<'_> {
     /// Removes the row of the lowest score of a sample.
     fn evict_one(&mut self) -> Result<()> {
         let Some(clock) = self.version.clock(0) else { return Ok(()) };
-        while self.version.num_rows() > 0 {
+        for _ in 0..MAX_SAMPLES {
             let mut lowest: Option<(u64, &Extent, Found)> = None;
             let mut num_seen = 0;
             for _ in 0..MAX_SAMPLED_BUCKETS {

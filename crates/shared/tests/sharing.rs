@@ -107,6 +107,140 @@ fn the_last_to_leave_removes_it_if_that_was_agreed() {
 }
 
 #[test]
+fn whoever_is_refused_removes_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let kept = SharedSettings { auto_remove: false, ..settings(parent.path()) };
+    let tier = open(&kept, SIZE);
+    load(&tier, SIZE, &[1, 2], 1, "record");
+    drop(tier);
+    for other in [
+        settings(parent.path()),
+        SharedSettings { role: Role::Cache, ..kept.clone() },
+        SharedSettings { auto_remove: false, ..limited(parent.path(), 10, EvictionPolicy::Oldest) },
+    ] {
+        let error = SharedTier::open(&other, &[spec(SIZE)]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.to_string().contains("have to agree"), "{error}");
+    }
+    assert_eq!(lookup(&open(&kept, SIZE), SIZE, &[2]), [Some(row_of(2, 1, SIZE))]);
+}
+
+#[test]
+fn a_file_that_was_made_without_its_memory_gets_it() {
+    let parent = tempfile::tempdir().unwrap();
+    let kept = SharedSettings { auto_remove: false, ..settings(parent.path()) };
+    drop(open(&kept, SIZE));
+    let served = segment_files(parent.path()).into_iter().find(|name| name.ends_with(".served")).unwrap();
+    std::fs::write(parent.path().join("segment.hps").join(served), "").unwrap();
+    let tier = open(&kept, SIZE);
+    insert(&tier, SIZE, &[1], 1);
+    assert_eq!(lookup(&open(&kept, SIZE), SIZE, &[1]), [Some(row_of(1, 1, SIZE))]);
+}
+
+#[test]
+fn of_two_that_leave_at_once_one_is_the_last() {
+    let parent = tempfile::tempdir().unwrap();
+    for _ in 0..200 {
+        let tiers = [open(&settings(parent.path()), SIZE), open(&settings(parent.path()), SIZE)];
+        std::thread::scope(|scope| {
+            for tier in tiers {
+                scope.spawn(move || drop(tier));
+            }
+        });
+        assert_eq!(segment_files(parent.path()), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_key_never_gets_the_row_of_another_that_takes_its_entry() {
+    let parent = tempfile::tempdir().unwrap();
+    let tier = open(&settings(parent.path()), SIZE);
+    let keys: Vec<Key> = (0..64).collect();
+    insert(&tier, SIZE, &keys, 1);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = || {
+            while !done.load(Relaxed) {
+                let mut bytes = vec![0; keys.len() * SIZE];
+                let mut misses = Vec::new();
+                let mut rows = hps_core::RowsMut::from_bytes(&mut bytes, SIZE).unwrap();
+                tier.lookup(TABLE, hps_core::Batch::all(&keys), &mut rows, &mut misses).unwrap();
+                for (i, row) in bytes.chunks_exact(SIZE).enumerate() {
+                    // A miss may leave anything in its row.
+                    assert!(misses.contains(&(i as u32)) || row == row_of(keys[i], 1, SIZE), "key {i}");
+                }
+            }
+        };
+        scope.spawn(reader);
+        for round in 0..3_000u64 {
+            let gone: Vec<Key> = keys.iter().copied().filter(|key| key % 2 == round % 2).collect();
+            tier.erase(TABLE, &gone).unwrap();
+            let others: Vec<Key> = (0..900).map(|i| 1 << 32 | i).collect();
+            insert(&tier, SIZE, &others, 1);
+            tier.erase(TABLE, &others).unwrap();
+            insert(&tier, SIZE, &gone, 1);
+        }
+        done.store(true, Relaxed);
+    });
+}
+
+#[test]
+fn processes_that_come_and_go_never_meet_half_a_segment() {
+    const NAME: &str = "processes_that_come_and_go_never_meet_half_a_segment";
+    if let (Ok(_), Ok(folder)) = (std::env::var(TASK), std::env::var(FOLDER)) {
+        // Often it is the last to leave, while others come.
+        for round in 0..150 {
+            let tier = open(&settings(Path::new(&folder)), SIZE);
+            insert(&tier, SIZE, &[round], 1);
+            assert_eq!(lookup(&tier, SIZE, &[round]), [Some(row_of(round, 1, SIZE))]);
+        }
+        return;
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let children: Vec<Child> = (0..4).map(|_| start(NAME, "come and go", parent.path())).collect();
+    children.into_iter().for_each(finish);
+    assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0, "nothing is left");
+}
+
+#[test]
+fn a_table_that_appears_while_another_process_loads_it_does_not_take_its_files() {
+    let parent = tempfile::tempdir().unwrap();
+    let (loader, other) = (open(&settings(parent.path()), SIZE), open(&settings(parent.path()), SIZE));
+    let keys: Vec<Key> = (0..100).collect();
+    let rows = rows_of(&keys, 2, SIZE);
+    let mut load = loader.begin_load(TABLE, Expected::rows(100)).unwrap();
+    load.put(&keys, Rows::new(&rows, SIZE).unwrap()).unwrap();
+    insert(&other, SIZE, &[5], 1);
+    assert_eq!(lookup(&other, SIZE, &[5]), [Some(row_of(5, 1, SIZE))]);
+    load.commit("record").unwrap();
+    assert_eq!(lookup(&other, SIZE, &[5, 99]), [Some(row_of(5, 2, SIZE)), Some(row_of(99, 2, SIZE))]);
+}
+
+#[test]
+fn threads_of_several_tiers_make_files_without_losing_the_lock() {
+    let parent = tempfile::tempdir().unwrap();
+    let specs: Vec<_> =
+        (0..8).map(|i| hps_core::tier::TableSpec { name: format!("t{i}"), ..spec(SIZE) }).collect();
+    let tiers = [(); 2].map(|()| SharedTier::open(&settings(parent.path()), &specs).unwrap());
+    std::thread::scope(|scope| {
+        for tier in &tiers {
+            for table in 0..8u32 {
+                scope.spawn(move || {
+                    for key in 0..3_000u64 {
+                        let row = row_of(key, 1, SIZE);
+                        tier.insert(hps_core::TableId(table), &[key], Rows::new(&row, SIZE).unwrap())
+                            .unwrap();
+                    }
+                });
+            }
+        }
+    });
+    for table in (0..8).map(hps_core::TableId) {
+        assert_eq!(tiers[0].usage(table).unwrap().rows, 3_000);
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused_with_the_sum() {
     let parent = tempfile::tempdir().unwrap();
     let tier = open(&SharedSettings { size_bytes: 1 << 20, ..settings(parent.path()) }, SIZE);

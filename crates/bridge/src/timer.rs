@@ -1,4 +1,5 @@
-//! Refreshes the GPUs of models on a timer: `refresh_delay` and `refresh_interval` of `ps.json`.
+//! What is done again and again while a store is open: the GPUs of models are refreshed (`refresh_delay` and `refresh_interval` of
+//! `ps.json`), hot keys are saved (`hot_keys_interval`).
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,11 +11,20 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::guard::no_panic;
 
-/// When a model is refreshed.
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// The GPUs of the model of this name are refreshed.
+    Refresh(String),
+    /// The hot keys of all tables are saved.
+    SaveHotKeys,
+}
+
+/// When something is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// Its name.
-    pub model: String,
+    /// What.
+    pub task: Task,
     /// From the start to the first time; zero: `interval`.
     pub delay: Duration,
     /// Between two times; zero: there is one, or none without a delay.
@@ -28,8 +38,8 @@ impl Schedule {
     }
 }
 
-/// Refreshes the model of a name, as long as a function says to go on. None if there is nothing to refresh any more.
-type Refresh = dyn Fn(&str, &dyn Fn() -> bool) -> Option<Result<u64>>;
+/// Does it, as long as a function says to go on. None if there is nothing to do any more.
+type Work = dyn Fn(&Task, &dyn Fn() -> bool) -> Option<Result<()>>;
 
 #[derive(Debug, Default)]
 struct Stop {
@@ -37,22 +47,22 @@ struct Stop {
     changed: Condvar,
 }
 
-/// Owns the thread. Dropped, it ends it, after the piece that is being refreshed.
+/// Owns the thread. Dropped, it ends it, after the piece that is under way.
 #[derive(Debug)]
-pub(crate) struct Refresher {
+pub(crate) struct Timer {
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Refresher {
-    /// Calls `refresh` for each model when it is time, with a function that tells whether to go on; until it returns None. None if
-    /// nothing is ever to be refreshed.
+impl Timer {
+    /// Calls `work` for each task when it is time, with a function that tells whether to go on; until it returns None. None if
+    /// nothing is ever to be done.
     ///
     /// # Errors
     /// `OutOfMemory` if the thread cannot be started.
     pub(crate) fn start(
         schedules: &[Schedule],
-        refresh: impl Fn(&str, &dyn Fn() -> bool) -> Option<Result<u64>> + Send + 'static,
+        work: impl Fn(&Task, &dyn Fn() -> bool) -> Option<Result<()>> + Send + 'static,
         observer: Arc<dyn Observer>,
     ) -> Result<Option<Self>> {
         let started = Instant::now();
@@ -66,17 +76,21 @@ impl Refresher {
         let stop = Arc::new(Stop::default());
         let thread = {
             let stop = Arc::clone(&stop);
-            let run = move || run(due, &stop, &refresh, observer.as_ref());
-            std::thread::Builder::new().name("hps-refresh".into()).spawn(run)
+            let run = move || run(due, &stop, &work, observer.as_ref());
+            std::thread::Builder::new().name("hps-timer".into()).spawn(run)
         };
         let thread = thread.map_err(|why| {
-            Error::new(ErrorKind::OutOfMemory, "cannot start the thread that refreshes GPUs").caused_by(why)
+            Error::new(
+                ErrorKind::OutOfMemory,
+                "cannot start the thread that refreshes GPUs and saves hot keys",
+            )
+            .caused_by(why)
         })?;
         Ok(Some(Self { stop, thread: Some(thread) }))
     }
 }
 
-impl Drop for Refresher {
+impl Drop for Timer {
     fn drop(&mut self) {
         *self.stop.is_stopped.lock() = true;
         self.stop.changed.notify_all();
@@ -86,7 +100,7 @@ impl Drop for Refresher {
     }
 }
 
-fn run(mut due: Vec<(Instant, Schedule)>, stop: &Stop, refresh: &Refresh, observer: &dyn Observer) {
+fn run(mut due: Vec<(Instant, Schedule)>, stop: &Stop, work: &Work, observer: &dyn Observer) {
     loop {
         let next = due.iter().enumerate().min_by_key(|(_, (when, _))| *when);
         let Some((index, when)) = next.map(|(index, (when, _))| (index, *when)) else { return };
@@ -101,10 +115,13 @@ fn run(mut due: Vec<(Instant, Schedule)>, stop: &Stop, refresh: &Refresh, observ
         }
         let (_, schedule) = due.swap_remove(index);
         let goes_on = || !*stop.is_stopped.lock();
-        match no_panic(|| refresh(&schedule.model, &goes_on).transpose()) {
+        match no_panic(|| work(&schedule.task, &goes_on).transpose()) {
             Ok(None) => return,
             Ok(Some(_)) => {}
-            Err(why) => observer.warn(&format!("model \"{}\" was not refreshed: {why}", schedule.model)),
+            Err(why) => observer.warn(&match &schedule.task {
+                Task::Refresh(model) => format!("model \"{model}\" was not refreshed: {why}"),
+                Task::SaveHotKeys => format!("hot keys were not saved: {why}"),
+            }),
         }
         if !schedule.interval.is_zero() {
             // From the end of the last one, so that slow refreshes do not pile up.
@@ -137,7 +154,7 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(3);
 
     fn schedule(model: &str, delay: Duration, interval: Duration) -> Schedule {
-        Schedule { model: model.into(), delay, interval }
+        Schedule { task: Task::Refresh(model.into()), delay, interval }
     }
 
     #[test]
@@ -150,13 +167,14 @@ mod tests {
             schedule("much later", LONG, SHORT),
             schedule("never", Duration::ZERO, Duration::ZERO),
         ];
-        let refresh = move |model: &str, goes_on: &dyn Fn() -> bool| {
+        let work = move |task: &Task, goes_on: &dyn Fn() -> bool| {
             assert!(goes_on());
-            Some(sender.send(model.to_owned()).map(|()| 1).map_err(|_| Error::new(ErrorKind::Closed, "end")))
+            let Task::Refresh(model) = task else { panic!("{task:?}") };
+            Some(sender.send(model.to_owned()).map_err(|_| Error::new(ErrorKind::Closed, "end")))
         };
-        let refresher = Refresher::start(&schedules, refresh, Arc::new(Warnings::default())).unwrap();
+        let timer = Timer::start(&schedules, work, Arc::new(Warnings::default())).unwrap();
         let seen: Vec<String> = names.iter().take(40).collect();
-        drop(refresher);
+        drop(timer);
         let count = |name: &str| seen.iter().filter(|seen| *seen == name).count();
         assert!(count("delayed") >= 5 && count("no delay") >= 5, "{seen:?}");
         assert_eq!((count("one time"), count("much later"), count("never")), (1, 0, 0));
@@ -165,23 +183,23 @@ mod tests {
     #[test]
     fn without_a_schedule_there_is_no_thread() {
         let schedules = [schedule("never", Duration::ZERO, Duration::ZERO)];
-        let refresh = |_: &str, _: &dyn Fn() -> bool| -> Option<Result<u64>> { panic!("never") };
-        assert!(Refresher::start(&schedules, refresh, Arc::new(Warnings::default())).unwrap().is_none());
+        let work = |_: &Task, _: &dyn Fn() -> bool| -> Option<Result<()>> { panic!("never") };
+        assert!(Timer::start(&schedules, work, Arc::new(Warnings::default())).unwrap().is_none());
     }
 
     #[test]
     fn a_failure_or_a_panic_is_a_warning_and_the_next_time_comes() {
         let warnings = Arc::new(Warnings::default());
         let (sender, times) = mpsc::channel();
-        let refresh = move |_: &str, _: &dyn Fn() -> bool| {
+        let work = move |_: &Task, _: &dyn Fn() -> bool| {
             sender.send(()).ok()?;
             Some(Err(Error::new(ErrorKind::Storage, "planted")))
         };
         let schedules = [schedule("m", Duration::ZERO, SHORT)];
         let observer = Arc::clone(&warnings) as Arc<dyn Observer>;
-        let refresher = Refresher::start(&schedules, refresh, observer).unwrap();
+        let timer = Timer::start(&schedules, work, observer).unwrap();
         assert_eq!(times.iter().take(3).count(), 3);
-        drop(refresher);
+        drop(timer);
         let texts = warnings.0.lock();
         assert!(
             texts.len() >= 2 && texts.iter().all(|text| text.contains("\"m\"") && text.contains("planted"))
@@ -190,35 +208,34 @@ mod tests {
 
     #[test]
     fn it_ends_at_once_while_it_waits_and_soon_while_it_refreshes() {
-        let waiting = Refresher::start(
+        let waiting = Timer::start(
             &[schedule("m", LONG, LONG)],
             |_, _| panic!("not yet"),
             Arc::new(Warnings::default()),
         );
         drop(waiting.unwrap());
         let (sender, begun) = mpsc::channel();
-        let refresh = move |_: &str, goes_on: &dyn Fn() -> bool| {
+        let work = move |_: &Task, goes_on: &dyn Fn() -> bool| {
             sender.send(()).ok()?;
             while goes_on() {
                 std::thread::sleep(SHORT);
             }
-            Some(Ok(0))
+            Some(Ok(()))
         };
-        let refresher =
-            Refresher::start(&[schedule("m", SHORT, LONG)], refresh, Arc::new(Warnings::default())).unwrap();
+        let timer = Timer::start(&[schedule("m", SHORT, LONG)], work, Arc::new(Warnings::default())).unwrap();
         begun.recv().unwrap();
-        drop(refresher);
+        drop(timer);
     }
 
     #[test]
     fn it_ends_with_its_store() {
         let (sender, times) = mpsc::channel();
-        let refresh = move |_: &str, _: &dyn Fn() -> bool| {
+        let work = move |_: &Task, _: &dyn Fn() -> bool| {
             let _ = sender.send(());
             None
         };
-        let _refresher =
-            Refresher::start(&[schedule("m", SHORT, SHORT)], refresh, Arc::new(Warnings::default())).unwrap();
+        let _timer =
+            Timer::start(&[schedule("m", SHORT, SHORT)], work, Arc::new(Warnings::default())).unwrap();
         assert_eq!(times.iter().count(), 1, "the thread has gone, and the sender with it");
     }
 }
