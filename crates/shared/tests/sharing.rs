@@ -140,11 +140,16 @@ fn a_file_that_was_made_without_its_memory_gets_it() {
 #[test]
 fn of_two_that_leave_at_once_one_is_the_last() {
     let parent = tempfile::tempdir().unwrap();
-    for _ in 0..200 {
+    for _ in 0..1_000 {
         let tiers = [open(&settings(parent.path()), SIZE), open(&settings(parent.path()), SIZE)];
+        let start = std::sync::Barrier::new(2);
         std::thread::scope(|scope| {
             for tier in tiers {
-                scope.spawn(move || drop(tier));
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    drop(tier);
+                });
             }
         });
         assert_eq!(segment_files(parent.path()), Vec::<String>::new());
