@@ -127,9 +127,6 @@ pub fn fill_cache(
         }
         let rows = Rows::new(&found_rows, spec.row_bytes).ok_or_else(uneven)?;
         carried += cache.promote(table, Promotion { keys: &found_keys, rows, clock, snapshot: &snapshot })?;
-        // To be there is one use; these have one more.
-        let mut rows = RowsMut::from_bytes(&mut found_rows, spec.row_bytes).ok_or_else(uneven)?;
-        cache.lookup(table, Batch::all(&found_keys), &mut rows, &mut Vec::new())?;
         done += keys.len() as u64;
         observer.progress(Progress {
             what: "warming (hot keys)",
@@ -138,7 +135,22 @@ pub fn fill_cache(
             total: total.max(1),
         });
     }
+    // To be there is one use. All of these get one more, the hotter half another, and so on.
+    for part in [1, 2, 4, 8] {
+        use_rows(cache, (table, spec), keys.get(..keys.len() / part).unwrap_or_default())?;
+    }
     Ok(carried)
+}
+
+/// Uses the rows of these keys, the first ones last.
+fn use_rows(cache: &dyn CacheTier, (table, spec): (TableId, &TableSpec), keys: &[Key]) -> Result<()> {
+    for keys in keys.rchunks(BATCH) {
+        let keys: Vec<Key> = keys.iter().rev().copied().collect();
+        let mut bytes = vec![0; keys.len() * spec.row_bytes];
+        let mut rows = RowsMut::from_bytes(&mut bytes, spec.row_bytes).ok_or_else(uneven)?;
+        cache.lookup(table, Batch::all(&keys), &mut rows, &mut Vec::new())?;
+    }
+    Ok(())
 }
 
 fn uneven() -> Error {

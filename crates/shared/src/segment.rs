@@ -49,7 +49,15 @@ impl Segment {
         let directory = settings.parent.join(format!("{}.hps", settings.name));
         let failed = |error| cannot("open", &directory, error);
         let (locks, attached) = loop {
-            fs::create_dir_all(&directory).map_err(failed)?;
+            match fs::create_dir_all(&directory) {
+                // It was there, and somebody who left has just moved it out of the way.
+                Err(error)
+                    if error.kind() == IoErrorKind::AlreadyExists && !is_something_else(&directory) =>
+                {
+                    continue;
+                }
+                made => made.map_err(failed)?,
+            }
             let path = directory.join("lock");
             let file =
                 match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path) {
@@ -325,6 +333,11 @@ fn reserve(file: &File, num_bytes: u64) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// True if there is something that is no directory.
+fn is_something_else(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| !found.is_dir())
 }
 
 fn is_same_file(file: &File, path: &Path) -> bool {

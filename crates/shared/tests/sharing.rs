@@ -126,6 +126,14 @@ fn whoever_is_refused_removes_nothing() {
 }
 
 #[test]
+fn what_is_no_directory_is_an_error() {
+    let parent = tempfile::tempdir().unwrap();
+    std::fs::write(parent.path().join("segment.hps"), "mine").unwrap();
+    let error = SharedTier::open(&settings(parent.path()), &[spec(SIZE)]).unwrap_err();
+    assert!(error.to_string().contains("segment.hps"), "{error}");
+}
+
+#[test]
 fn a_file_that_was_made_without_its_memory_gets_it() {
     let parent = tempfile::tempdir().unwrap();
     let kept = SharedSettings { auto_remove: false, ..settings(parent.path()) };
