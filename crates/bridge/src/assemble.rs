@@ -11,10 +11,10 @@ use hps_core::load::{self, Loaded, fill_cache, load_table};
 use hps_core::memory::{BlockAllocator, MmapAllocator};
 use hps_core::observer::Observer;
 use hps_core::store::Tiers;
-use hps_core::tier::{CacheTier, Expected, Held, TableSpec, Tier, TruthTier};
+use hps_core::tier::{CacheTier, EvictionPolicy, Expected, Held, TableSpec, Tier, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Key, Result, TableId};
-use hps_host::{EvictionPolicy, HostSettings, HostTier, Place};
+use hps_host::{HostSettings, HostTier, Place};
 use hps_shared::{Role, SharedSettings, SharedTier};
 use hps_ssd::SsdTier;
 use parking_lot::Mutex;
@@ -96,7 +96,7 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
         config.persistent_db.as_ref().map(|ssd| ssd_settings(ssd, config.volatile_db.as_ref()));
     let ssd = ssd_settings.clone().map(|settings| SsdTier::open(settings, &storage.specs)).transpose()?;
     let max_rows = match &config.volatile_db {
-        Some(settings) => {
+        Some(settings) if settings.memory_bytes.is_some() => {
             let rows_of = |table: usize| -> Result<u64> {
                 match (sources.as_ref().and_then(|sources| sources.get(table)), &ssd) {
                     (Some(sources), _) => Ok(sources.iter().map(|source| source.files.num_keys()).sum()),
@@ -108,7 +108,7 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
             let tables = tables.collect::<Result<Vec<(&TableSpec, u64)>>>()?;
             budget::max_rows(settings.memory_bytes, ssd_settings.as_ref(), settings.num_partitions, &tables)?
         }
-        None => None,
+        _ => None,
     };
     let max_rows_of = |table: usize| max_rows.as_ref().and_then(|rows| rows.get(table)).copied();
     let memory = match &config.volatile_db {
@@ -277,16 +277,20 @@ impl Memory {
 /// Where the system keeps files in memory.
 const SHARED_MEMORY: &str = "/dev/shm";
 
+fn eviction_policy(policy: OverflowPolicy) -> EvictionPolicy {
+    match policy {
+        OverflowPolicy::EvictRandom => EvictionPolicy::Random,
+        OverflowPolicy::EvictLeastUsed => EvictionPolicy::LeastUsed,
+        OverflowPolicy::EvictOldest => EvictionPolicy::Oldest,
+    }
+}
+
 fn open_shared(
     settings: &VolatileDbConfig,
     database: Option<&PersistentDbConfig>,
     storage: &StorageTables<'_>,
 ) -> Result<Arc<SharedTier>> {
-    let policy = match settings.overflow_policy {
-        OverflowPolicy::EvictRandom => hps_shared::EvictionPolicy::Random,
-        OverflowPolicy::EvictLeastUsed => hps_shared::EvictionPolicy::LeastUsed,
-        OverflowPolicy::EvictOldest => hps_shared::EvictionPolicy::Oldest,
-    };
+    let policy = eviction_policy(settings.overflow_policy);
     let rows = settings.overflow_margin.saturating_mul(settings.num_partitions as u64);
     let settings = SharedSettings {
         parent: PathBuf::from(SHARED_MEMORY),
@@ -322,11 +326,7 @@ fn open_host(
     let settings = HostSettings {
         num_partitions: settings.num_partitions,
         overflow_margin: (settings.overflow_margin != u64::MAX).then_some(settings.overflow_margin),
-        overflow_policy: match settings.overflow_policy {
-            OverflowPolicy::EvictRandom => EvictionPolicy::Random,
-            OverflowPolicy::EvictLeastUsed => EvictionPolicy::LeastUsed,
-            OverflowPolicy::EvictOldest => EvictionPolicy::Oldest,
-        },
+        overflow_policy: eviction_policy(settings.overflow_policy),
         overflow_resolution_target: settings.overflow_resolution_target,
         serves_devices: false,
     };

@@ -1,7 +1,7 @@
 //! `memory_bytes`: what is held in memory, divided.
 //!
 //! ```text
-//! memory_bytes = blocks, indexes and filters of RocksDB   a quarter, at most 256 MB  \\ if there is a database
+//! memory_bytes = blocks, indexes and filters of RocksDB   a quarter, at most 256 MB  \ if there is a database
 //!              + its memtables                            an eighth, at most 256 MB  /
 //!              + host memory                              the rest: each table gets the same share of its rows
 //! ```

@@ -1,5 +1,6 @@
 //! The keys of one call, and which of them a tier is asked for.
 
+use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 
 /// The most keys that go through the tiers at a time; a larger call is cut. It bounds scratch memory (4 bytes per
@@ -80,6 +81,12 @@ impl<'a> Batch<'a> {
     pub fn iter(&self) -> impl Iterator<Item = (u32, Key)> + '_ {
         (0..self.len()).filter_map(|i| self.get(i))
     }
+}
+
+/// What a tier answers to a batch that names a position without a key or a row.
+#[cold]
+pub fn no_such_position() -> Error {
+    Error::new(ErrorKind::InvalidArgument, "a position of the batch lies outside of its keys or of the rows")
 }
 
 #[cfg(test)]

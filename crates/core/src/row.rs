@@ -1,5 +1,37 @@
 //! Views of rows in host memory. A row is bytes here: what its elements are is decided by who reads it.
 
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::Key;
+
+/// Refuses rows of another size than a table's.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn check_row_bytes(expected: usize, given: usize) -> Result<()> {
+    if expected == given {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("the table has rows of {expected} bytes, but rows of {given} bytes were given"),
+    ))
+}
+
+/// Refuses rows of another size than a table's, or of another number than their keys.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn check_rows(row_bytes: usize, keys: &[Key], rows: Rows<'_>) -> Result<()> {
+    check_row_bytes(row_bytes, rows.row_bytes())?;
+    if keys.len() == rows.len() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("{} keys were given, but {} rows", keys.len(), rows.len()),
+    ))
+}
+
 /// Rows to read, one after another without gaps.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {

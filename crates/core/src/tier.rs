@@ -41,6 +41,17 @@ impl TierKind {
     }
 }
 
+/// Which rows a table in memory gives up first when it is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EvictionPolicy {
+    /// Any.
+    Random,
+    /// Those that were looked up least often.
+    LeastUsed,
+    /// Those that were looked up or written the longest time ago.
+    Oldest,
+}
+
 /// What a tier holds of one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierUsage {

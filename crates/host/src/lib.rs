@@ -42,5 +42,6 @@ mod slab;
 mod table;
 mod tier;
 
-pub use settings::{EvictionPolicy, HostSettings};
+pub use hps_core::tier::EvictionPolicy;
+pub use settings::HostSettings;
 pub use tier::{HostTier, Place};

@@ -3,6 +3,8 @@
 mod direct;
 mod hashed;
 
+use hps_core::batch::no_such_position;
+use hps_core::row::check_row_bytes;
 use hps_core::{Batch, Error, ErrorKind, Key, Result, RowsMut};
 
 use crate::group::Partitioner;
@@ -10,7 +12,7 @@ use crate::partition::View;
 use crate::prefetch::{LINE_BYTES, prefetch_lines};
 use crate::shard::Shard;
 use crate::slab::{RowRef, out_of_memory};
-use crate::table::{Table, check_row_bytes};
+use crate::table::Table;
 
 /// Keys that are looked up before writers get their turn.
 const PIECE_KEYS: usize = 1024;
@@ -104,11 +106,6 @@ impl Table {
             }
         }
     }
-}
-
-#[cold]
-fn no_such_position() -> Error {
-    Error::new(ErrorKind::InvalidArgument, "a position of the batch lies outside of its keys or of the rows")
 }
 
 #[cold]

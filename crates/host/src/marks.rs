@@ -11,10 +11,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
+use hps_core::tier::EvictionPolicy;
 use parking_lot::Mutex;
 
 use crate::random::{Random, Sample};
-use crate::settings::{EvictionPolicy, Limit};
+use crate::settings::Limit;
 
 /// 0 to 15.
 pub(crate) type Mark = u8;

@@ -1,17 +1,7 @@
 //! What a host tier is opened with.
 
+use hps_core::tier::EvictionPolicy;
 use hps_core::{Error, ErrorKind, Result};
-
-/// Which rows a full partition gives up first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EvictionPolicy {
-    /// Any.
-    Random,
-    /// Those that were looked up least often.
-    LeastUsed,
-    /// Those that were looked up or written the longest time ago.
-    Oldest,
-}
 
 /// How every table of a host tier is laid out and bounded.
 #[derive(Clone, Copy, Debug, PartialEq)]

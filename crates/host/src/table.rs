@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hps_core::device::AddressVisitor;
 use hps_core::memory::BlockAllocator;
+use hps_core::row::check_rows;
 use hps_core::tier::{Expected, Promotion, TierUsage, Visitor};
 use hps_core::{Error, ErrorKind, Key, Result, Rows};
 
@@ -101,13 +102,13 @@ impl Table {
 
     /// Adds or overwrites rows.
     pub(crate) fn insert(&self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
-        self.check(keys, rows)?;
+        check_rows(self.row_bytes, keys, rows)?;
         self.write(keys, true, |partition, key, position| partition.insert(key, row(rows, position)?))
     }
 
     /// Overwrites the rows of keys that are present.
     pub(crate) fn update(&self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
-        self.check(keys, rows)?;
+        check_rows(self.row_bytes, keys, rows)?;
         self.write(keys, false, |partition, key, position| {
             partition.update(key, row(rows, position)?)?;
             Ok(Outcome::NotAdded)
@@ -125,7 +126,7 @@ impl Table {
     /// Adds rows that are still current and whose keys are absent. Returns how many.
     pub(crate) fn promote(&self, promotion: Promotion<'_>) -> Result<u64> {
         let Promotion { keys, rows, clock, snapshot } = promotion;
-        self.check(keys, rows)?;
+        check_rows(self.row_bytes, keys, rows)?;
         let mut added = 0;
         self.write(keys, true, |partition, key, position| {
             // Under the lock that updates and erasures of the key take: see hps_core::update_clock.
@@ -190,17 +191,6 @@ impl Table {
             }
         }
         Ok(())
-    }
-
-    fn check(&self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
-        check_row_bytes(self.row_bytes, rows.row_bytes())?;
-        if keys.len() == rows.len() {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!("{} keys were given, but {} rows", keys.len(), rows.len()),
-        ))
     }
 
     /// Calls `write` for each key and its position, under the lock of the key's partition: partition by partition, in
@@ -360,15 +350,4 @@ fn copy_present(partition: &Partition, keys: &[Key], shown: &mut Vec<Key>, rows:
 
 fn row(rows: Rows<'_>, position: usize) -> Result<&[u8]> {
     rows.get(position).ok_or_else(|| Error::new(ErrorKind::Internal, "a key of a write has no row"))
-}
-
-/// Refuses rows of another size than the table's.
-pub(crate) fn check_row_bytes(expected: usize, given: usize) -> Result<()> {
-    if expected == given {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::InvalidArgument,
-        format!("the table has rows of {expected} bytes, but rows of {given} bytes were given"),
-    ))
 }

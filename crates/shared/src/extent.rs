@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use hps_core::key::mix;
 use hps_core::{Error, ErrorKind, Key, Result};
 
 use crate::map::Mapping;
@@ -166,7 +165,10 @@ impl Extent {
             header.u64s(field as usize * 8, 1).first().map_or(0, |word| word.load(Ordering::Acquire))
         };
         if read(Field::Magic) != MAGIC || read(Field::Format) != FORMAT {
-            return Err(Error::new(ErrorKind::Corrupt, "a file of the shared memory is none of ours"));
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "a file of the shared memory is none of ours: remove its directory when no process uses it",
+            ));
         }
         if read(Field::RowBytes) != row_bytes as u64 {
             return Err(Error::new(
@@ -185,7 +187,7 @@ impl Extent {
         if sizes.num_buckets < 2 || sizes.num_bytes() != header.num_bytes() as u64 {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                "a file of the shared memory has another size than it says",
+                "a file of the shared memory has another size than it says: remove its directory when no process uses it",
             ));
         }
         Ok(Self::on(header, sizes))
@@ -464,12 +466,6 @@ impl Extent {
         }
         Ok(rows)
     }
-}
-
-/// Where a key will be looked for in an extent.
-pub(crate) fn mixed(key: Key) -> u64 {
-    // The upper half and the lower half each choose a bucket.
-    mix(key)
 }
 
 fn too_large() -> Error {

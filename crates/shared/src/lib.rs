@@ -40,5 +40,6 @@ mod table;
 mod tier;
 mod version;
 
-pub use settings::{EvictionPolicy, Limit, Role, SharedSettings};
+pub use hps_core::tier::EvictionPolicy;
+pub use settings::{Limit, Role, SharedSettings};
 pub use tier::{Loading, SharedTier};

@@ -6,7 +6,9 @@
 //! LeastUsed   how often (6 bits), and on which clock of 10 * `limit` accesses (4 bits): each tick since has halved it
 //! ```
 
-use crate::settings::{EvictionPolicy, Limit};
+use hps_core::tier::EvictionPolicy;
+
+use crate::settings::Limit;
 
 /// Bits of a mark.
 pub(crate) const MARK_BITS: u32 = 10;

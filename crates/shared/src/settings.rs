@@ -2,23 +2,14 @@
 
 use std::path::PathBuf;
 
-/// Which rows a full table gives up first. Victims are the lowest of a sample of 16 rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EvictionPolicy {
-    /// Any.
-    Random,
-    /// Those that were looked up least often.
-    LeastUsed,
-    /// Those that were looked up or written the longest time ago.
-    Oldest,
-}
+use hps_core::tier::EvictionPolicy;
 
 /// How many rows a table may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// At least 1.
     pub rows: u64,
-    /// Which rows go when there are more.
+    /// Which rows go when there are more: the lowest of a sample of 16.
     pub policy: EvictionPolicy,
 }
 

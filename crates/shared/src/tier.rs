@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hps_core::row::{check_row_bytes, check_rows};
 use hps_core::tier::{
     CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
 };
@@ -61,7 +62,7 @@ impl SharedTier {
         if settings.role == Role::Cache && settings.must_fill && filling.is_none() {
             return Err(Error::new(
                 ErrorKind::Config,
-                "another process fills this shared memory from a database; the process that writes the database has to be the \
+                "another process, or another store of this one, fills this shared memory from a database; the process that writes the database has to be the \
                  first: stop the others, or give them \"read_only\": true and start them after it",
             )
             .at("shared memory", segment.directory().display()));
@@ -108,7 +109,7 @@ impl SharedTier {
         mut write: impl FnMut(&mut crate::version::Writing<'_>, Key, &[u8]) -> Result<()>,
     ) -> Result<()> {
         self.with(table, |table| {
-            check(table.spec(), keys, rows)?;
+            check_rows(table.spec().row_bytes, keys, rows)?;
             let chunk_bytes = KEYS_PER_TURN * rows.row_bytes().max(1);
             for (keys, rows_bytes) in keys.chunks(KEYS_PER_TURN).zip(rows.bytes().chunks(chunk_bytes)) {
                 table.write(makes, |writing| {
@@ -119,27 +120,6 @@ impl SharedTier {
             Ok(())
         })
     }
-}
-
-fn check(spec: &TableSpec, keys: &[Key], rows: Rows<'_>) -> Result<()> {
-    check_row_bytes(spec, rows.row_bytes())?;
-    if keys.len() == rows.len() {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::InvalidArgument,
-        format!("{} keys were given, but {} rows", keys.len(), rows.len()),
-    ))
-}
-
-fn check_row_bytes(spec: &TableSpec, row_bytes: usize) -> Result<()> {
-    if spec.row_bytes == row_bytes {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::InvalidArgument,
-        format!("the table has rows of {} bytes, but rows of {row_bytes} bytes were given", spec.row_bytes),
-    ))
 }
 
 impl Tier for SharedTier {
@@ -156,7 +136,7 @@ impl Tier for SharedTier {
         misses: &mut Vec<u32>,
     ) -> Result<()> {
         self.with(table, |table| {
-            check_row_bytes(table.spec(), rows.row_bytes())?;
+            check_row_bytes(table.spec().row_bytes, rows.row_bytes())?;
             let num_misses = misses.len();
             while let Some(version) = table.version()? {
                 match version.lookup(batch, rows, misses) {
@@ -293,7 +273,7 @@ impl SharedLoad<'_> {
 impl TableLoad for SharedLoad<'_> {
     fn put(&mut self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
         let put = || {
-            check(self.table.spec(), keys, rows)?;
+            check_rows(self.table.spec().row_bytes, keys, rows)?;
             let mut writing = self.version.begin_write()?;
             keys.iter().zip(rows.iter()).try_for_each(|(&key, row)| writing.insert(key, row, true).map(drop))
         };

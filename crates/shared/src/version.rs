@@ -4,11 +4,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hps_core::batch::no_such_position;
+use hps_core::key::mix;
 use hps_core::tier::Visitor;
 use hps_core::{Batch, Error, ErrorKind, Key, Result, Rows, RowsMut};
 use parking_lot::RwLock;
 
-use crate::extent::{Changed, Extent, Field, Found, Place, Sizes, WAYS, mixed};
+use crate::extent::{Changed, Extent, Field, Found, Place, Sizes, WAYS};
 use crate::policy::Clock;
 use crate::segment::Segment;
 use crate::settings::Limit;
@@ -186,13 +188,13 @@ impl Version {
         let mut positions = [0; GROUP];
         let mut found: [Option<(&Extent, Found)>; GROUP];
         for start in (0..batch.len()).step_by(GROUP) {
-            let num = batch.copy_from(start, &mut keys, &mut positions).ok_or_else(bad_position)?;
+            let num = batch.copy_from(start, &mut keys, &mut positions).ok_or_else(no_such_position)?;
             let keys = keys.get(..num).unwrap_or_default();
             found = [None; GROUP];
             if let [first, ..] = extents.as_slice() {
-                keys.iter().for_each(|&key| first.approach(first.place(mixed(key))));
+                keys.iter().for_each(|&key| first.approach(first.place(mix(key))));
                 for (found, &key) in found.iter_mut().zip(keys) {
-                    let place = first.place(mixed(key));
+                    let place = first.place(mix(key));
                     match first.find_first(key, place) {
                         Some(at) => {
                             first.approach_row(at);
@@ -213,7 +215,7 @@ impl Version {
                     misses.push(position);
                     continue;
                 };
-                let row = rows.get_mut(position as usize).ok_or_else(bad_position)?;
+                let row = rows.get_mut(position as usize).ok_or_else(no_such_position)?;
                 match copy(&extents, key, extent, found, row) {
                     Some((extent, found)) => {
                         if let Some(clock) = clock {
@@ -273,7 +275,7 @@ impl Version {
     /// A number below `end`.
     fn below(&self, end: usize) -> usize {
         let number = self.random.fetch_add(1, Ordering::Relaxed);
-        ((u128::from(hps_core::key::mix(number)) * end as u128) >> 64) as usize
+        ((u128::from(mix(number)) * end as u128) >> 64) as usize
     }
 }
 
@@ -318,7 +320,7 @@ impl Writing<'_> {
     fn add(&mut self, key: Key, row: &[u8], mark: u64) -> Result<()> {
         loop {
             let vacancy =
-                |extent: &Arc<Extent>| Some((Arc::clone(extent), extent.vacancy(extent.place(mixed(key)))?));
+                |extent: &Arc<Extent>| Some((Arc::clone(extent), extent.vacancy(extent.place(mix(key)))?));
             if let Some((extent, entry)) = self.extents.iter().find_map(vacancy) {
                 return extent.add(entry, key, row, mark);
             }
@@ -329,7 +331,11 @@ impl Writing<'_> {
     fn grow(&mut self) -> Result<()> {
         let Version { segment, stem, name, number, row_bytes, .. } = self.version;
         if self.extents.len() >= MAX_EXTENTS {
-            return Err(Error::new(ErrorKind::OutOfMemory, "the table has too many pieces").at("table", name));
+            return Err(Error::new(
+                ErrorKind::OutOfMemory,
+                "the table has grown by too many pieces; load it anew, which makes it one",
+            )
+            .at("table", name));
         }
         // Where a few keys find no place although there is room, little is enough.
         let room = self.extents.iter().map(|extent| extent.num_rows_at_most()).sum::<usize>() as u64;
@@ -409,7 +415,7 @@ impl Writing<'_> {
 #[inline]
 fn find(extents: &[Arc<Extent>], key: Key) -> Option<(&Extent, Found)> {
     extents.iter().find_map(|extent| {
-        let place: Place = extent.place(mixed(key));
+        let place: Place = extent.place(mix(key));
         Some((extent.as_ref(), extent.find(key, place)?))
     })
 }
@@ -429,9 +435,4 @@ fn copy<'e>(
         at = find(extents, key)?;
     }
     Some(at)
-}
-
-#[cold]
-fn bad_position() -> Error {
-    Error::new(ErrorKind::InvalidArgument, "a position of the batch lies outside of its keys or of the rows")
 }

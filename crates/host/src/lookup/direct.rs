@@ -1,9 +1,10 @@
 //! The read path of tables where most keys have slots of their own: a row is asked for while others, of keys before, are copied.
 //! Keys without a slot are looked up after, by hashing.
 
+use hps_core::batch::no_such_position;
 use hps_core::{Batch, Result, RowsMut};
 
-use super::{Lookup, approach_row, hashed, no_such_position};
+use super::{Lookup, approach_row, hashed};
 use crate::partition::View;
 use crate::slab::{RowRef, out_of_memory};
 

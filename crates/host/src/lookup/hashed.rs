@@ -13,10 +13,11 @@
 //! What a step does to a key depends on it as little as can be: a processor that guesses wrong throws away what it has begun for
 //! the keys behind.
 
+use hps_core::batch::no_such_position;
 use hps_core::key::mix;
 use hps_core::{Key, Result, RowsMut};
 
-use super::{Lookup, PIECE_KEYS, approach_row, no_such_partition, no_such_position};
+use super::{Lookup, PIECE_KEYS, approach_row, no_such_partition};
 use crate::index::Bucket;
 use crate::partition::View;
 use crate::slab::{NO_SLOT, RowRef};
