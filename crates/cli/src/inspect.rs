@@ -71,7 +71,7 @@ fn describe(spec: &TableSpec, state: &TableState, users: &[String], lines: &mut 
         lines.push(format!("  {rows}; {} on disk ({per_row:.1} bytes per row)", bytes(state.usage.bytes)));
     }
     if state.is_being_loaded {
-        lines.push("  is being loaded, or a load was interrupted: the next start clears it away".into());
+        lines.push("  is being loaded, or a load was interrupted: the next one of the same model files goes on with it".into());
     }
     Ok(())
 }

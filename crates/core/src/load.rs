@@ -23,9 +23,6 @@ use crate::row::{Rows, RowsMut};
 use crate::tier::{CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, TruthTier};
 use crate::update_clock::UpdateClock;
 
-/// From here on the commit of a load takes long enough that a user wants to know of it.
-const LARGE_ROWS: u64 = 1_000_000;
-
 /// The model files of one original table.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -115,7 +112,13 @@ pub fn load_table(
             }
         },
     };
-    loaded.map_err(|error| error.at("table", &spec.name))
+    let has_ended = |loaded| match loaded {
+        Loaded::AlreadyHeld | Loaded::Adopted { .. } if !truth.is_read_only() => {
+            truth.forget_interrupted_load(table).map(|()| loaded)
+        }
+        loaded => Ok(loaded),
+    };
+    loaded.and_then(has_ended).map_err(|error| error.at("table", &spec.name))
 }
 
 struct Loader<'a> {
@@ -143,6 +146,16 @@ impl Loader<'_> {
 
     fn load(&self) -> Result<Loaded> {
         let mut load = self.truth.begin_load(self.table, self.expected()?)?;
+        let origin = |source: &Source| SourceRecord::new(&source.files, String::new());
+        let origin = TableRecord { sources: self.sources.iter().map(origin).collect() };
+        let sorted = load.resume(&origin.to_text())?;
+        if sorted > 0 {
+            self.observer.info(&format!(
+                "{}: a load of these files was interrupted and goes on; {sorted} of {} rows are sorted already",
+                self.spec.name,
+                self.num_keys()
+            ));
+        }
         let mut record = TableRecord { sources: Vec::new() };
         let mut done = 0;
         let mut shared = 0;
@@ -158,10 +171,9 @@ impl Loader<'_> {
             })?;
             record.sources.push(SourceRecord::new(&source.files, checksum));
         }
-        if done > LARGE_ROWS {
-            self.observer.info(&format!("{}: all rows are read; sorting them", self.spec.name));
-        }
-        let rows = load.commit(&record.to_text())?;
+        let rows = load.commit(&record.to_text(), &|written| self.progress("writing", written))?;
+        // Repeated keys were written once.
+        self.progress("writing", self.num_keys());
         let held = self.truth.usage(self.table)?.rows;
         if held < rows {
             self.observer.warn(&format!(

@@ -222,6 +222,14 @@ pub trait TruthTier: Tier {
     /// `Storage`; `Unsupported` if the tier was opened read-only or the table is being loaded already.
     fn begin_load(&self, table: TableId, expected: Expected) -> Result<Box<dyn TableLoad + '_>>;
 
+    /// Says that no load of the table follows: what interrupted ones have left is removed.
+    ///
+    /// # Errors
+    /// `Storage`.
+    fn forget_interrupted_load(&self, _table: TableId) -> Result<()> {
+        Ok(())
+    }
+
     /// Shows every row once, in an order of the tier's choice. Rows written during the scan may be seen old or new.
     ///
     /// # Errors
@@ -256,6 +264,17 @@ pub trait TruthTier: Tier {
 
 /// A table that is being loaded. Dropped without commit, it leaves what was held before.
 pub trait TableLoad {
+    /// Says where all rows will come from, before the first one is put. A tier on a disk that has work of a load from the same `origin`
+    /// left, whose process ended before the commit, does not do that again. All rows are to be put in the same order all the same.
+    ///
+    /// Returns how many rows are sorted already.
+    ///
+    /// # Errors
+    /// `Internal` if rows were put before. [`Self::put`] and [`Self::commit`] may fail with `Config` if other rows come.
+    fn resume(&mut self, _origin: &str) -> Result<u64> {
+        Ok(0)
+    }
+
     /// Adds rows. Of a repeated key the last row wins, across calls as well.
     ///
     /// # Errors
@@ -270,10 +289,11 @@ pub trait TableLoad {
 
     /// Makes the rows durable as far as the tier is, then switches readers to them and records `record`; the old
     /// rows are gone. Interrupted at any moment, the next start sees either the old table or the new one, whole.
+    /// `written` is called now and then, from several threads, with the number of rows that are done; never where that is soon.
     ///
     /// Returns the number of distinct keys loaded.
     ///
     /// # Errors
     /// As [`Tier::insert`]. The old rows are then still held.
-    fn commit(self: Box<Self>, record: &str) -> Result<u64>;
+    fn commit(self: Box<Self>, record: &str, written: &(dyn Fn(u64) + Sync)) -> Result<u64>;
 }

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hps_core::load::{Loaded, Source, fill_cache, load_table};
 use hps_core::model_files::ModelFiles;
-use hps_core::observer::Silent;
+use hps_core::observer::{Observer, Progress, Silent};
 use hps_core::testing::{MapTier, row_of, rows_of};
 use hps_core::tier::{Expected, Held, TableSpec, Tier, TierKind, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{Error, ErrorKind, Key, KeyWidth, Rows, TableId};
+use parking_lot::Mutex;
 
 const SIZE: usize = 8;
 const TABLE: TableId = TableId(0);
@@ -53,6 +54,57 @@ fn a_table_is_loaded_once() {
     tier.insert(TABLE, &[2], Rows::new(&row_of(2, 7, SIZE), SIZE).unwrap()).unwrap();
     assert_eq!(load(&tier, &[source]).unwrap(), Loaded::AlreadyHeld);
     assert_eq!(tier.row(TABLE, 2), Some(row_of(2, 7, SIZE)), "an online update survives a restart");
+}
+
+#[test]
+fn a_load_is_told_where_its_rows_come_from_and_the_truth_when_none_follows() {
+    let home = tempfile::tempdir().unwrap();
+    let tier = Arc::new(tier());
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&said);
+    tier.set_hook(move |operation| {
+        if operation.starts_with("resume") || operation.starts_with("forget") || operation == "put" {
+            heard.lock().push(operation.to_owned());
+        }
+        Ok(())
+    });
+    let take = || std::mem::take(&mut *said.lock());
+    let directory = home.path().join("a");
+    load(&tier, &[source(&directory, &[1, 2], 1)]).unwrap();
+    let [first, put] = <[String; 2]>::try_from(take()).unwrap();
+    assert!(first.starts_with("resume") && first.contains(directory.to_str().unwrap()), "{first}");
+    assert_eq!(put, "put");
+    load(&tier, &[open(&directory)]).unwrap();
+    assert_eq!(take(), ["forget_interrupted_load"], "held already");
+    // The same keys at another time, with other rows.
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    load(&tier, &[source(&directory, &[1, 2], 2)]).unwrap();
+    let second = take().remove(0);
+    assert!(second.starts_with("resume") && second != first, "{second}");
+    tier.forget_record(TABLE);
+    load(&tier, &[open(&directory)]).unwrap();
+    assert_eq!(take(), ["forget_interrupted_load"], "taken over");
+}
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<(String, u64, u64)>>);
+
+impl Observer for Heard {
+    fn warn(&self, _: &str) {}
+    fn info(&self, _: &str) {}
+    fn progress(&self, progress: Progress<'_>) {
+        self.0.lock().push((progress.what.into(), progress.done, progress.total));
+    }
+}
+
+#[test]
+fn progress_is_told_while_rows_are_read_and_while_they_are_written() {
+    let home = tempfile::tempdir().unwrap();
+    let heard = Heard::default();
+    let sources = [source(&home.path().join("a"), &[1, 2, 3, 3], 1)];
+    load_table(&tier(), TABLE, &spec(), &sources, &heard).unwrap();
+    let expected = [("loading", 4, 4), ("writing", 1, 4), ("writing", 4, 4)];
+    assert_eq!(heard.0.into_inner(), expected.map(|(what, done, total)| (what.to_owned(), done, total)));
 }
 
 #[test]

@@ -288,7 +288,7 @@ impl TableLoad for HostLoad<'_> {
     }
 
     /// Counts evicted keys too; one that was evicted and came again counts twice.
-    fn commit(self: Box<Self>, record: &str) -> Result<u64> {
+    fn commit(self: Box<Self>, record: &str, _: &(dyn Fn(u64) + Sync)) -> Result<u64> {
         let Self { turn, table } = *self;
         // Keys that came again have left rows behind, which nobody has seen.
         table.reclaim(true);

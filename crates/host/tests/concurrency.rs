@@ -162,7 +162,7 @@ fn readers_see_the_old_table_or_the_new_one_whole_when_a_load_commits() {
             let bytes: Vec<u8> = keys.iter().flat_map(|&key| row(key, version)).collect();
             load.put(keys, Rows::new(&bytes, SIZE).unwrap()).unwrap();
         }
-        assert_eq!(load.commit("record").unwrap(), 2_000);
+        assert_eq!(load.commit("record", &|_| {}).unwrap(), 2_000);
     };
     load(0);
     let done = AtomicBool::new(false);

@@ -223,6 +223,6 @@ fn a_load_under_a_limit_counts_evicted_keys_too() {
     let rows = rows_of(&keys, 1, SIZE);
     let mut load = tier.begin_load(TABLE, Expected::rows(150)).unwrap();
     load.put(&keys, Rows::new(&rows, SIZE).unwrap()).unwrap();
-    assert_eq!(load.commit("record").unwrap(), 150);
+    assert_eq!(load.commit("record", &|_| {}).unwrap(), 150);
     assert!(num_rows(&tier) <= 100);
 }

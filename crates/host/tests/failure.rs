@@ -84,7 +84,7 @@ fn a_load_that_fails_leaves_what_was_held() {
     let rows = rows_of(&keys, 1, SIZE);
     let mut load = tier.begin_load(TABLE, Expected::rows(100)).unwrap();
     load.put(&keys, Rows::new(&rows, SIZE).unwrap()).unwrap();
-    load.commit("first").unwrap();
+    load.commit("first", &|_| {}).unwrap();
     allocator.blocks_left.store(0, Ordering::Relaxed);
     assert_eq!(tier.begin_load(TABLE, Expected::rows(100)).err().unwrap().kind(), ErrorKind::OutOfMemory);
     assert_eq!(

@@ -285,7 +285,7 @@ impl TableLoad for SharedLoad<'_> {
     }
 
     /// Counts evicted keys too; one that was evicted and came again counts twice.
-    fn commit(self: Box<Self>, record: &str) -> Result<u64> {
+    fn commit(self: Box<Self>, record: &str, _: &(dyn Fn(u64) + Sync)) -> Result<u64> {
         let Self { _turn, table, version } = *self;
         let rows = version.num_rows() + version.num_evicted();
         let number = version.number;

@@ -225,7 +225,7 @@ fn a_table_that_appears_while_another_process_loads_it_does_not_take_its_files()
     load.put(&keys, Rows::new(&rows, SIZE).unwrap()).unwrap();
     insert(&other, SIZE, &[5], 1);
     assert_eq!(lookup(&other, SIZE, &[5]), [Some(row_of(5, 1, SIZE))]);
-    load.commit("record").unwrap();
+    load.commit("record", &|_| {}).unwrap();
     assert_eq!(lookup(&other, SIZE, &[5, 99]), [Some(row_of(5, 2, SIZE)), Some(row_of(99, 2, SIZE))]);
 }
 

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind as IoErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use hps_core::tier::TableSpec;
 use hps_core::{Error, ErrorKind, Result};
@@ -15,7 +14,7 @@ use rocksdb::{
 };
 
 use crate::error::{storage, table_storage};
-use crate::load::remove_leftovers;
+use crate::leftovers;
 use crate::lock_holder::lock_holder;
 use crate::options::{Durability, LOADED, loading_options, open_options, write_options};
 use crate::reader::open_reader;
@@ -55,7 +54,6 @@ pub(crate) struct Database {
     /// Column families that RocksDB failed to drop. They are still on disk, although rocksdb has forgotten their handles:
     /// what a record says of them must stay until the database is opened again.
     undropped: Mutex<HashSet<String>>,
-    num_loads: AtomicU64,
     is_read_only: bool,
     // Dropped after it: whoever waits for this opens the directory again.
     _registration: Option<Registration>,
@@ -88,7 +86,6 @@ impl Database {
             foreign: open.foreign,
             tables: Mutex::default(),
             undropped: Mutex::default(),
-            num_loads: AtomicU64::new(0),
             is_read_only: open.is_read_only,
             _registration: registration,
         }
@@ -174,11 +171,6 @@ impl Database {
     fn create(&self, name: &str, options: &Options) -> Result<()> {
         let created = self.db.create_cf(name, options);
         created.map_err(|error| table_storage("cannot create a column family", &self.path, name, error))
-    }
-
-    /// A number that no other load of this database has.
-    pub(crate) fn next_load(&self) -> u64 {
-        self.num_loads.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Drops a column family, if there is one of that name. Whoever holds its handle can still read it.
@@ -336,7 +328,7 @@ fn open_writer(path: &Path, settings: &SsdSettings, tables: &[TableSpec]) -> Res
     });
     let db = Db::open_cf_descriptors(&options.database, path, descriptors)
         .map_err(|error| cannot_open(path, error))?;
-    remove_leftovers(path).map_err(|why| cannot_use(path, why))?;
+    leftovers::tidy(path);
     Ok(OpenDatabase { db, path: path.to_owned(), table_options: options.table, foreign, is_read_only: false })
 }
 

@@ -11,7 +11,8 @@
 //!   anything else                other models' tables: opened, because RocksDB insists, and left alone
 //! ```
 //!
-//! While tables are loaded, their rows are sorted in `<path>/hps_loading/`.
+//! While tables are loaded, their rows are sorted in `<path>/hps_loading/`. What a load has there when its process is killed, the next
+//! one of the same model files goes on with (leftovers.rs).
 //!
 //! A database that the predecessor wrote opens as it is; its tables have no record and are served as they are.
 //! RocksDB orders keys by their bytes, so that rows come in ascending order of the *byte-swapped* key.
@@ -19,7 +20,7 @@
 //! **Durability.** What [`insert`](hps_core::tier::Tier::insert), [`erase`](hps_core::tier::Tier::erase) and a load's
 //! commit acknowledged was synced to the disk before. A load is written beside the table that is served and switched
 //! to by one synced write of the table's record; killed at any moment, the next start finds the old table or the new
-//! one, whole, and removes what is left of the other (table.rs).
+//! one, whole, and removes what is left of the other (table.rs), but for the sorted rows of a load that can go on.
 //!
 //! **One database, many users.** Tiers of one process that name one directory share its handle. Another process can
 //! only read, with `read_only`; it sees what was there when it opened (reader.rs).
@@ -31,6 +32,7 @@
 mod database;
 mod entry;
 mod error;
+mod leftovers;
 mod load;
 mod lock_holder;
 mod lookup;
@@ -38,6 +40,7 @@ mod options;
 mod reader;
 mod record;
 mod registry;
+mod run;
 mod settings;
 mod sort;
 mod table;

@@ -1,6 +1,6 @@
 //! A table that is being loaded: rows are sorted beside the database (sort.rs), and their files become those of a column family.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use hps_core::batch::Batch;
 use hps_core::key::Key;
@@ -11,29 +11,19 @@ use parking_lot::Mutex;
 
 use crate::database::Database;
 use crate::error::table_storage;
+use crate::leftovers;
 use crate::lookup::Reader;
 use crate::options::{TABLE_FILE_BYTES, compact_options, ingest_options, scan_options};
-use crate::sort::Sorter;
+use crate::sort::{Sorter, Written};
 use crate::table::Table;
 use crate::write::check_rows;
-
-/// Where loads keep their files, in the directory of the database: so that they can be moved there.
-const DIRECTORY: &str = "hps_loading";
-
-/// Removes what loads of a process that has ended have left. Whoever calls has RocksDB's lock.
-pub(crate) fn remove_leftovers(database: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(database.join(DIRECTORY)) {
-        Err(why) if why.kind() != std::io::ErrorKind::NotFound => Err(why),
-        _ => Ok(()),
-    }
-}
 
 /// A load into a column family of its own.
 pub(crate) struct SsdLoad<'t> {
     database: &'t Database,
     table: &'t Table,
     reader: &'t Reader,
-    num_threads: usize,
+    settings: LoadSettings,
     /// The column family that is loaded.
     name: String,
     rows: Mutex<LoadedRows>,
@@ -56,6 +46,8 @@ struct LoadedRows {
     num_ingestions: u32,
     /// Distinct keys of each time, summed.
     num_rows: u64,
+    /// What earlier loads have left is removed, or taken over.
+    has_begun: bool,
     /// A row that was put may be lost: it cannot be committed.
     has_failed: bool,
 }
@@ -70,12 +62,10 @@ impl<'t> SsdLoad<'t> {
         name: String,
     ) -> Self {
         let spec = table.spec();
-        let LoadSettings { num_threads, memory_bytes } = settings;
-        // A name that no load of this process has had: what an earlier one could not remove is not in the way.
-        let directory = database.path().join(DIRECTORY).join(database.next_load().to_string());
-        let sorter = Sorter::new(directory, spec.row_bytes, spec.key_width, memory_bytes);
-        let rows = LoadedRows { sorter, num_ingestions: 0, num_rows: 0, has_failed: false };
-        Self { database, table, reader, num_threads, name, rows: Mutex::new(rows), has_ended: false }
+        let directory = leftovers::new_directory(database.path(), spec);
+        let sorter = Sorter::new(directory, spec.row_bytes, spec.key_width, settings.memory_bytes);
+        let rows = LoadedRows { sorter, num_ingestions: 0, num_rows: 0, has_begun: false, has_failed: false };
+        Self { database, table, reader, settings, name, rows: Mutex::new(rows), has_ended: false }
     }
 
     fn failed(&self, what: &str, cause: rocksdb::Error) -> Error {
@@ -83,29 +73,40 @@ impl<'t> SsdLoad<'t> {
     }
 
     /// Moves what was put into the column family. Files are synced before they belong to it.
-    fn ingest(&self, rows: &mut LoadedRows) -> Result<()> {
+    fn ingest(&self, rows: &mut LoadedRows, written: Written<'_>) -> Result<()> {
         if rows.sorter.is_empty() {
             return Ok(());
         }
-        let ingested = self.move_files(rows);
+        let ingested = self.add_files(rows, written);
         rows.num_ingestions += 1;
         rows.has_failed |= ingested.is_err();
         rows.num_rows += ingested?;
         Ok(())
     }
 
-    fn move_files(&self, rows: &mut LoadedRows) -> Result<u64> {
+    fn add_files(&self, rows: &mut LoadedRows, written: Written<'_>) -> Result<u64> {
         let name = rows.num_ingestions.to_string();
         let options = self.database.table_options();
-        let sorted = rows.sorter.finish(&name, options, TABLE_FILE_BYTES, self.num_threads)?;
+        let sorted =
+            rows.sorter.finish(&name, options, TABLE_FILE_BYTES, self.settings.num_threads, written)?;
         let column_family = self.database.column_family(&self.name)?;
-        let add = |moves| {
-            let files = sorted.files.clone();
+        let add = |files, moves| {
             self.database.db().ingest_external_file_cf_opts(&column_family, &ingest_options(moves), files)
         };
-        // Some file systems have no links, by which files are moved.
-        add(true)
-            .or_else(|_| add(false))
+        // Links are moved, which takes no room on the disk, and the files stay: the next process needs them if this one is killed before
+        // the commit. Some file systems have no links.
+        let link = |file: &PathBuf| {
+            let link = file.with_extension("link");
+            // Of a process that was killed.
+            drop(std::fs::remove_file(&link));
+            std::fs::hard_link(file, &link).map(|()| link)
+        };
+        let links = sorted.files.iter().map(link).collect::<std::io::Result<Vec<PathBuf>>>();
+        let moved = links.is_ok_and(|links| add(links, true).is_ok());
+        if moved {
+            return Ok(sorted.rows);
+        }
+        add(sorted.files, false)
             .map_err(|error| self.failed("cannot add the rows that were loaded", error))?;
         Ok(sorted.rows)
     }
@@ -138,10 +139,29 @@ impl<'t> SsdLoad<'t> {
 }
 
 impl TableLoad for SsdLoad<'_> {
+    fn resume(&mut self, origin: &str) -> Result<u64> {
+        let rows = self.rows.get_mut();
+        if rows.has_begun {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "a load cannot go on with another after its first row",
+            ));
+        }
+        rows.has_begun = true;
+        let (database, spec) = (self.database.path(), self.table.spec());
+        let directory = leftovers::directory_of(database, spec, origin, self.settings.memory_bytes);
+        leftovers::remove(database, spec, Some(&directory));
+        Ok(rows.sorter.resume(directory))
+    }
+
     fn put(&mut self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
         check_rows(self.table, keys, rows)?;
         let mut loaded = self.rows.lock();
         self.check(&loaded)?;
+        if !loaded.has_begun {
+            leftovers::remove(self.database.path(), self.table.spec(), None);
+            loaded.has_begun = true;
+        }
         let put = loaded.sorter.put(keys, rows);
         loaded.has_failed |= put.is_err();
         put.map_err(|error| error.at("table", &self.table.spec().name))
@@ -151,24 +171,25 @@ impl TableLoad for SsdLoad<'_> {
     fn lookup(&self, batch: Batch<'_>, rows: &mut RowsMut<'_>, misses: &mut Vec<u32>) -> Result<()> {
         let mut loaded = self.rows.lock();
         self.check(&loaded)?;
-        self.ingest(&mut loaded)?;
+        self.ingest(&mut loaded, &|_| {})?;
         drop(loaded);
         let column_family = self.database.column_family(&self.name)?;
         self.reader.lookup(self.database, self.table, &column_family, batch, rows, misses)
     }
 
-    fn commit(mut self: Box<Self>, record: &str) -> Result<u64> {
+    fn commit(mut self: Box<Self>, record: &str, written: Written<'_>) -> Result<u64> {
         let num_rows = {
             let mut rows = self.rows.lock();
             self.check(&rows)?;
-            self.ingest(&mut rows)?;
-            rows.sorter.clear();
+            self.ingest(&mut rows, written)?;
             self.database.end_loading(&self.name)?;
             // One run of files that do not overlap: each lookup asks one file, and no later start has to tidy up.
             if rows.num_ingestions > 1 { self.compact()? } else { rows.num_rows }
         };
         self.has_ended = true;
         self.table.commit_load(self.database, &self.name, num_rows, record)?;
+        // Not before: until then another process could go on from here.
+        self.rows.get_mut().sorter.clear();
         Ok(num_rows)
     }
 }

@@ -10,17 +10,14 @@
 //! needs to be compacted: table files do not overlap. Of a repeated key the last row stays: within a piece that of the last
 //! position, among runs that of the latest.
 //!
-//! A run is a file of records `order (8 bytes, little endian) | row`, by ascending order (see [`order_of`]), each order once. It is
-//! read in blocks, whose checksums stay in memory: nobody else verifies rows between the model files and RocksDB.
+//! A load that was interrupted is gone through again from its beginning, but what it had done is not done again ([`Sorter::resume`]):
+//! a piece with the same rows as before has its run already, and table files have names that tell what they were merged from.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::collections::{BinaryHeap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use hps_core::key::{Key, KeyWidth};
@@ -28,12 +25,10 @@ use hps_core::row::Rows;
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use rocksdb::{Options, SstFileWriter};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::entry::order_of;
-
-/// About the size of a block of a run: what one read or write takes, and what each run that is merged has in memory.
-const BLOCK_BYTES: usize = 64 << 10;
+use crate::run::{Fingerprint, Run, RunReader, RunWriter, cannot_write, rows_per_block};
 
 /// So many runs of one piece each become one: all are open while they are merged.
 const MAX_RUNS: usize = 64;
@@ -43,6 +38,11 @@ const MAX_WRITERS: usize = 8;
 
 /// The most rows of a table file, which bounds that.
 const MAX_FILE_ROWS: usize = 4 << 20;
+
+/// Rows between two calls of [`Written`].
+const COUNTED_ROWS: u64 = 8192;
+
+const TABLE_FILE: &str = ".sst";
 
 /// Where a row sorts, and where it lies in its piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +59,19 @@ struct Piece {
 }
 
 impl Piece {
+    /// Before it is sorted.
+    fn fingerprint(&self) -> Fingerprint {
+        let mut hash = Xxh3::new();
+        let mut orders = Vec::new();
+        for entries in self.entries.chunks(4096) {
+            orders.clear();
+            orders.extend(entries.iter().flat_map(|entry| entry.order.to_le_bytes()));
+            hash.update(&orders);
+        }
+        hash.update(&self.rows);
+        hash.digest128()
+    }
+
     fn sort(&mut self) {
         self.entries.sort_unstable();
         self.entries.dedup_by(|later, earlier| {
@@ -76,22 +89,13 @@ impl Piece {
     }
 }
 
-/// A sorted file.
+/// What became of a piece.
 #[derive(Debug)]
-struct Run {
-    path: PathBuf,
-    file: File,
-    num_rows: u64,
-    blocks: Vec<Block>,
-    /// How many runs were merged into it.
-    num_pieces: usize,
-}
-
-/// Of a run.
-#[derive(Debug)]
-struct Block {
-    first_order: u64,
-    checksum: u64,
+enum Done {
+    /// It is the first one of this run, which was written now or by an earlier process.
+    Begins(Run),
+    /// It is the next one of the run that [`Sorter::following`] has.
+    Follows,
 }
 
 /// What rows become.
@@ -103,7 +107,10 @@ pub(crate) struct Sorted {
     pub(crate) rows: u64,
 }
 
-/// See the module. Its files lie in a directory of its own, which goes with it.
+/// Called now and then while table files are written, from several threads, with the number of rows that are.
+pub(crate) type Written<'w> = &'w (dyn Fn(u64) + Sync);
+
+/// See the module. Its files lie in a directory of its own, which goes with it; that of a process which is killed stays.
 #[derive(Debug)]
 pub(crate) struct Sorter {
     directory: PathBuf,
@@ -112,16 +119,20 @@ pub(crate) struct Sorter {
     /// Of one piece; there are two.
     piece_bytes: usize,
     max_runs: usize,
-    /// Runs written so far, which gives each a name of its own.
-    num_written: usize,
+    /// Whole ones so far.
+    num_pieces: u64,
     piece: Piece,
     /// A piece that is being written.
-    writing: Option<JoinHandle<Result<(Run, Piece)>>>,
+    writing: Option<JoinHandle<Result<(Done, Piece)>>>,
     runs: Vec<Run>,
+    /// Runs that an earlier process left; of those that begin with the same piece the longest first.
+    left: Vec<Run>,
+    /// One of them that has more pieces than have come, and how many have.
+    following: Option<(Run, usize)>,
 }
 
 impl Sorter {
-    /// `directory` must not exist. `memory_bytes` are for rows.
+    /// `directory` is made when it is needed. `memory_bytes` are for rows.
     pub(crate) fn new(directory: PathBuf, row_bytes: usize, width: KeyWidth, memory_bytes: usize) -> Self {
         Self {
             directory,
@@ -129,15 +140,38 @@ impl Sorter {
             width,
             piece_bytes: memory_bytes / 2,
             max_runs: MAX_RUNS,
-            num_written: 0,
+            num_pieces: 0,
             piece: Piece::default(),
             writing: None,
             runs: Vec::new(),
+            left: Vec::new(),
+            following: None,
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.piece.entries.is_empty() && self.runs.is_empty() && self.writing.is_none()
+        let has_runs = !self.runs.is_empty() || self.following.is_some();
+        self.piece.entries.is_empty() && !has_runs && self.writing.is_none()
+    }
+
+    /// Goes on with what an earlier process has left in `directory`, where files of this one will lie, too. Returns how many rows are
+    /// sorted already. Must come before the first row; everything has to be put all the same.
+    pub(crate) fn resume(&mut self, directory: PathBuf) -> u64 {
+        self.directory = directory;
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let paths =
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "run"));
+        // What cannot be read or is not whole is written again.
+        self.left = paths.filter_map(|path| Run::open(path, self.row_bytes).ok().flatten()).collect();
+        self.left.sort_by_key(|run| (run.first_piece, Reverse(run.pieces.len())));
+        let (mut num_rows, mut next_piece) = (0, 0);
+        while let Some(run) =
+            self.left.iter().find(|run| run.first_piece == next_piece && !run.pieces.is_empty())
+        {
+            num_rows += run.num_rows();
+            next_piece += run.pieces.len() as u64;
+        }
+        num_rows
     }
 
     /// Takes rows of keys that can be stored, one for each.
@@ -177,15 +211,32 @@ impl Sorter {
         next.entries.clear();
         next.rows.clear();
         let mut piece = std::mem::replace(&mut self.piece, next);
-        let path = self.next_path()?;
+        std::fs::create_dir_all(&self.directory).map_err(|why| cannot_write(&self.directory, why))?;
+        let number = self.num_pieces;
+        self.num_pieces += 1;
+        let expected = self.following.as_ref().and_then(|(run, done)| run.pieces.get(*done)).copied();
+        let left: Vec<Run> = match expected {
+            Some(_) => Vec::new(),
+            None => self.left.extract_if(.., |run| run.first_piece == number).collect(),
+        };
+        let path = self.directory.join(format!("{number:06}.run"));
         let row_bytes = self.row_bytes;
         let work = move || {
+            let fingerprint = piece.fingerprint();
+            if let Some(expected) = expected {
+                return if fingerprint == expected { Ok((Done::Follows, piece)) } else { Err(changed()) };
+            }
+            // All of a run is verified before its first piece is forgotten: afterwards nobody could write it again.
+            let is_whole = |run: &Run| run.pieces.first() == Some(&fingerprint) && run.verify().is_ok();
+            if let Some(run) = left.into_iter().find(is_whole) {
+                return Ok((Done::Begins(run), piece));
+            }
             piece.sort();
             let mut writer = RunWriter::create(path, row_bytes)?;
             for &entry in &piece.entries {
                 writer.write(entry.order, piece.row(entry, row_bytes)?)?;
             }
-            Ok((writer.finish(1)?, piece))
+            Ok((Done::Begins(writer.finish(number, vec![fingerprint])?), piece))
         };
         let thread = std::thread::Builder::new().name("hps-sort".into()).spawn(work).map_err(|why| {
             Error::new(ErrorKind::Internal, "cannot start a thread that sorts the rows of a load")
@@ -195,58 +246,72 @@ impl Sorter {
         Ok(())
     }
 
-    fn next_path(&mut self) -> Result<PathBuf> {
-        std::fs::create_dir_all(&self.directory).map_err(|why| cannot_write(&self.directory, why))?;
-        self.num_written += 1;
-        Ok(self.directory.join(format!("{:06}.run", self.num_written)))
-    }
-
     /// Makes one run of the last ones of one piece each, if they are many.
     fn merge_runs(&mut self) -> Result<()> {
-        let first = self.runs.iter().rposition(|run| run.num_pieces > 1).map_or(0, |merged| merged + 1);
-        if self.runs.len() - first < self.max_runs {
+        let first = self.runs.iter().rposition(|run| run.pieces.len() > 1).map_or(0, |merged| merged + 1);
+        let runs = self.runs.get(first..).unwrap_or_default();
+        if runs.len() < self.max_runs {
             return Ok(());
         }
-        let path = self.next_path()?;
-        let runs = self.runs.split_off(first);
-        let mut writer = RunWriter::create(path, self.row_bytes)?;
-        let sources = runs.iter().map(|run| Ok(Source::File(RunReader::open(run, 0, self.row_bytes)?)));
+        let pieces: Vec<Fingerprint> = runs.iter().flat_map(|run| &run.pieces).copied().collect();
+        let first_piece = runs.first().map_or(0, |run| run.first_piece);
+        let name = format!("{first_piece:06}-{:06}.run", first_piece + pieces.len() as u64 - 1);
+        let mut writer = RunWriter::create(self.directory.join(name), self.row_bytes)?;
+        let sources = runs.iter().map(|run| Ok(Source::File(RunReader::open(run, 0)?)));
         merge(sources.collect::<Result<_>>()?, None, self.row_bytes, |order, row| writer.write(order, row))?;
-        self.runs.push(writer.finish(runs.len())?);
-        for run in runs {
+        let merged = writer.finish(first_piece, pieces)?;
+        for run in self.runs.drain(first..) {
             // What is left goes with the directory.
             drop(std::fs::remove_file(run.path));
         }
+        self.runs.push(merged);
         Ok(())
     }
 
     /// Waits for the piece that is being written, and gives its memory back.
     fn finish_writing(&mut self) -> Result<Option<Piece>> {
         let Some(thread) = self.writing.take() else { return Ok(None) };
-        let (run, piece) = thread.join().map_err(|_| stopped())??;
-        self.runs.push(run);
+        let (done, piece) = thread.join().map_err(|_| stopped())??;
+        let begun = match done {
+            Done::Begins(run) => Some((run, 1)),
+            Done::Follows => self.following.take().map(|(run, done)| (run, done + 1)),
+        };
+        match begun {
+            Some((run, done)) if done == run.pieces.len() => self.runs.push(run),
+            begun => self.following = begun,
+        }
         Ok(Some(piece))
     }
 
     /// Writes everything that was put since the last time as table files of about `file_bytes`, and forgets it. The files are in the
-    /// directory, with names that begin with `name`.
+    /// directory, with names that begin with `name`; so are the runs, until [`Self::clear`].
     pub(crate) fn finish(
         &mut self,
         name: &str,
         options: &Options,
         file_bytes: usize,
         num_threads: usize,
+        written: Written<'_>,
     ) -> Result<Sorted> {
         drop(self.finish_writing()?);
-        self.piece.sort();
+        if self.following.is_some() {
+            return Err(changed());
+        }
         if self.is_empty() {
             return Ok(Sorted::default());
         }
+        let last_piece = self.piece.fingerprint();
+        self.piece.sort();
         std::fs::create_dir_all(&self.directory).map_err(|why| cannot_write(&self.directory, why))?;
         let begins = self.range_begins(file_bytes);
+        let name = format!("{name}-{:016x}", self.fingerprint(last_piece, &begins));
         let merge = Merge {
             sorter: self,
             options,
+            name: &name,
+            left: self.table_files_left(&name),
+            num_written: AtomicU64::new(0),
+            written,
             next: AtomicUsize::new(0),
             has_failed: AtomicBool::new(false),
             done: Mutex::new(Ok(Sorted::default())),
@@ -255,22 +320,45 @@ impl Sorter {
             for _ in 1..num_threads.min(begins.len()).min(MAX_WRITERS) {
                 // If the system has no more threads, those that are there do all of it.
                 let started = std::thread::Builder::new().name("hps-sort".into());
-                drop(started.spawn_scoped(scope, || merge.work(name, &begins)));
+                drop(started.spawn_scoped(scope, || merge.work(&begins)));
             }
-            merge.work(name, &begins);
+            merge.work(&begins);
         });
         let sorted = merge.done.into_inner()?;
-        for run in self.runs.drain(..) {
-            drop(std::fs::remove_file(run.path));
-        }
+        self.runs.clear();
         self.piece = Piece::default();
         Ok(sorted)
+    }
+
+    /// Tells what is about to be merged, and how it is cut, from other rows and cuts.
+    fn fingerprint(&self, last_piece: Fingerprint, begins: &[u64]) -> u64 {
+        let mut hash = Xxh3::new();
+        for piece in self.runs.iter().flat_map(|run| &run.pieces).chain([&last_piece]) {
+            hash.update(&piece.to_le_bytes());
+        }
+        for begin in begins {
+            hash.update(&begin.to_le_bytes());
+        }
+        hash.digest()
+    }
+
+    /// The table files that an earlier process has written under this `name`, by number, with their rows.
+    fn table_files_left(&self, name: &str) -> HashMap<usize, (PathBuf, u64)> {
+        let read = |path: PathBuf| {
+            let (number, rows) =
+                path.file_name()?.to_str()?.strip_prefix(name)?.strip_prefix('-')?.split_once('-')?;
+            Some((number.parse().ok()?, (path.clone(), rows.strip_suffix(TABLE_FILE)?.parse().ok()?)))
+        };
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| read(entry.path())).collect()
     }
 
     /// Forgets all rows, and removes the directory.
     pub(crate) fn clear(&mut self) {
         drop(self.finish_writing());
         self.runs.clear();
+        self.left.clear();
+        self.following = None;
         self.piece = Piece::default();
         // What cannot be removed now is removed by the next start.
         drop(std::fs::remove_dir_all(&self.directory));
@@ -281,7 +369,7 @@ impl Sorter {
         let rows_per_block = rows_per_block(self.row_bytes);
         let mut orders: Vec<u64> =
             self.piece.entries.iter().step_by(rows_per_block).map(|entry| entry.order).collect();
-        orders.extend(self.runs.iter().flat_map(|run| &run.blocks).map(|block| block.first_order));
+        orders.extend(self.runs.iter().flat_map(Run::block_orders));
         orders.sort_unstable();
         let rows_per_file = (file_bytes / (self.row_bytes + size_of::<Key>())).min(MAX_FILE_ROWS);
         let blocks_per_file = (rows_per_file / rows_per_block).max(1);
@@ -298,61 +386,16 @@ impl Drop for Sorter {
     }
 }
 
-fn rows_per_block(row_bytes: usize) -> usize {
-    (BLOCK_BYTES / (size_of::<u64>() + row_bytes)).max(1)
-}
-
-struct RunWriter {
-    path: PathBuf,
-    file: File,
-    row_bytes: usize,
-    num_rows: u64,
-    blocks: Vec<Block>,
-    block: Vec<u8>,
-}
-
-impl RunWriter {
-    fn create(path: PathBuf, row_bytes: usize) -> Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).open(&path);
-        let file = file.map_err(|why| cannot_write(&path, why))?;
-        Ok(Self { path, file, row_bytes, num_rows: 0, blocks: Vec::new(), block: Vec::new() })
-    }
-
-    fn write(&mut self, order: u64, row: &[u8]) -> Result<()> {
-        if self.block.is_empty() {
-            self.blocks.push(Block { first_order: order, checksum: 0 });
-        }
-        self.block.extend_from_slice(&order.to_le_bytes());
-        self.block.extend_from_slice(row);
-        self.num_rows += 1;
-        if self.num_rows.is_multiple_of(rows_per_block(self.row_bytes) as u64) {
-            self.end_block()
-        } else {
-            Ok(())
-        }
-    }
-
-    fn end_block(&mut self) -> Result<()> {
-        if let Some(block) = self.blocks.last_mut() {
-            block.checksum = xxh3_64(&self.block);
-        }
-        self.file.write_all(&self.block).map_err(|why| cannot_write(&self.path, why))?;
-        self.block.clear();
-        Ok(())
-    }
-
-    fn finish(mut self, num_pieces: usize) -> Result<Run> {
-        if !self.block.is_empty() {
-            self.end_block()?;
-        }
-        Ok(Run { path: self.path, file: self.file, num_rows: self.num_rows, blocks: self.blocks, num_pieces })
-    }
-}
-
 /// The merge of everything that was put.
 struct Merge<'s> {
     sorter: &'s Sorter,
     options: &'s Options,
+    /// What names of table files begin with.
+    name: &'s str,
+    /// Table files that are there already.
+    left: HashMap<usize, (PathBuf, u64)>,
+    num_written: AtomicU64,
+    written: Written<'s>,
     /// The next range that nobody has taken.
     next: AtomicUsize,
     has_failed: AtomicBool,
@@ -360,18 +403,23 @@ struct Merge<'s> {
 }
 
 impl Merge<'_> {
-    fn work(&self, name: &str, begins: &[u64]) {
+    fn work(&self, begins: &[u64]) {
         let _stops_others = StopsOthers(&self.has_failed);
         while !self.has_failed.load(Ordering::Relaxed) {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(&begin) = begins.get(number) else { return };
             let end = begins.get(number + 1).copied();
-            let path = self.sorter.directory.join(format!("{name}-{number:06}.sst"));
-            let written = self.write_range(begin, end, &path);
+            let written = match self.left.get(&number) {
+                Some((path, rows)) => {
+                    self.count(*rows);
+                    Ok(Some((path.clone(), *rows)))
+                }
+                None => self.write_range(number, begin, end),
+            };
             let mut done = self.done.lock();
             match (written, done.as_mut()) {
-                (Ok(0), _) | (Ok(_), Err(_)) => {}
-                (Ok(rows), Ok(sorted)) => {
+                (Ok(None), _) | (Ok(_), Err(_)) => {}
+                (Ok(Some((path, rows))), Ok(sorted)) => {
                     sorted.files.push(path);
                     sorted.rows += rows;
                 }
@@ -383,8 +431,14 @@ impl Merge<'_> {
         }
     }
 
-    /// Writes the rows from `begin` on, before `end`, as one table file, if there are any. Returns their number.
-    fn write_range(&self, begin: u64, end: Option<u64>, path: &Path) -> Result<u64> {
+    fn count(&self, rows: u64) {
+        (self.written)(self.num_written.fetch_add(rows, Ordering::Relaxed) + rows);
+    }
+
+    /// Writes the rows from `begin` on, before `end`, as one table file, if there are any. Returns it and their number.
+    fn write_range(&self, number: usize, begin: u64, end: Option<u64>) -> Result<Option<(PathBuf, u64)>> {
+        // Until it is complete, and on the disk, it has another name.
+        let path = self.sorter.directory.join(format!("{}-{number:06}.part", self.name));
         let failed = |why: rocksdb::Error| {
             Error::new(ErrorKind::Storage, "cannot write a table file")
                 .at("path", path.display())
@@ -393,29 +447,36 @@ impl Merge<'_> {
         let Sorter { row_bytes, width, piece, runs, .. } = self.sorter;
         let mut sources = Vec::new();
         for run in runs {
-            sources.push(Source::File(RunReader::open(run, begin, *row_bytes)?));
+            sources.push(Source::File(RunReader::open(run, begin)?));
         }
         // The latest, and so the last.
         let first = piece.entries.partition_point(|entry| entry.order < begin);
         sources.push(Source::Memory { piece, next: first });
 
         let mut writer = SstFileWriter::create(self.options);
-        let mut rows = 0;
+        let mut rows: u64 = 0;
         merge(sources, end, *row_bytes, |order, row| {
             if rows == 0 {
-                writer.open(path).map_err(failed)?;
+                writer.open(&path).map_err(failed)?;
             }
             rows += 1;
+            if rows.is_multiple_of(COUNTED_ROWS) {
+                self.count(COUNTED_ROWS);
+            }
             match width {
                 KeyWidth::Bits64 => writer.put(order.to_be_bytes(), row),
                 KeyWidth::Bits32 => writer.put((order as u32).to_be_bytes(), row),
             }
             .map_err(failed)
         })?;
-        if rows > 0 {
-            writer.finish().map_err(failed)?;
+        if rows == 0 {
+            return Ok(None);
         }
-        Ok(rows)
+        writer.finish().map_err(failed)?;
+        self.count(rows % COUNTED_ROWS);
+        let complete = self.sorter.directory.join(format!("{}-{number:06}-{rows}{TABLE_FILE}", self.name));
+        std::fs::rename(&path, &complete).map_err(|why| cannot_write(&complete, why))?;
+        Ok(Some((complete, rows)))
     }
 }
 
@@ -497,80 +558,16 @@ impl Source<'_> {
     }
 }
 
-struct RunReader<'s> {
-    run: &'s Run,
-    row_bytes: usize,
-    /// The number of the block in memory.
-    number: usize,
-    /// Its records; none behind the last block.
-    block: Vec<u8>,
-    /// Where the next record begins in it.
-    at: usize,
-}
-
-impl<'s> RunReader<'s> {
-    /// At the first row from `begin` on.
-    fn open(run: &'s Run, begin: u64, row_bytes: usize) -> Result<Self> {
-        let number = run.blocks.partition_point(|block| block.first_order < begin).saturating_sub(1);
-        let mut reader = Self { run, row_bytes, number, block: Vec::new(), at: 0 };
-        reader.read_block()?;
-        while reader.order().is_some_and(|order| order < begin) {
-            reader.advance()?;
-        }
-        Ok(reader)
-    }
-
-    fn read_block(&mut self) -> Result<()> {
-        let rows_per_block = rows_per_block(self.row_bytes);
-        let record_bytes = size_of::<u64>() + self.row_bytes;
-        let first_row = (self.number * rows_per_block) as u64;
-        let num_rows = self.run.num_rows.saturating_sub(first_row).min(rows_per_block as u64) as usize;
-        self.block.resize(num_rows * record_bytes, 0);
-        self.at = 0;
-        let Some(block) = self.run.blocks.get(self.number) else { return Ok(()) };
-        let read = self.run.file.read_exact_at(&mut self.block, first_row * record_bytes as u64);
-        read.map_err(|why| cannot_read(&self.run.path, why))?;
-        if xxh3_64(&self.block) == block.checksum {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Corrupt, "the disk gave back other rows of a load than were written")
-            .at("path", self.run.path.display()))
-    }
-
-    fn order(&self) -> Option<u64> {
-        let order = self.block.get(self.at..self.at + size_of::<u64>())?;
-        order.try_into().ok().map(u64::from_le_bytes)
-    }
-
-    fn row(&self) -> Option<&[u8]> {
-        let start = self.at + size_of::<u64>();
-        self.block.get(start..start + self.row_bytes)
-    }
-
-    fn advance(&mut self) -> Result<()> {
-        self.at += size_of::<u64>() + self.row_bytes;
-        if self.at >= self.block.len() && !self.block.is_empty() {
-            self.number += 1;
-            self.read_block()?;
-        }
-        Ok(())
-    }
-}
-
-fn cannot_write(path: &Path, cause: std::io::Error) -> Error {
-    Error::new(ErrorKind::Storage, "cannot write the rows of a load")
-        .at("path", path.display())
-        .caused_by(cause)
-}
-
-fn cannot_read(path: &Path, cause: std::io::Error) -> Error {
-    Error::new(ErrorKind::Storage, "cannot read back the rows of a load")
-        .at("path", path.display())
-        .caused_by(cause)
-}
-
 fn lost_row() -> Error {
     Error::new(ErrorKind::Internal, "a load has lost a row")
+}
+
+fn changed() -> Error {
+    Error::new(
+        ErrorKind::Config,
+        "the model files have other rows than when a load of them was interrupted, although their sizes and times are the same; open \
+         the store again to load them from the beginning",
+    )
 }
 
 fn stopped() -> Error {
@@ -580,6 +577,9 @@ fn stopped() -> Error {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
 
     use hps_core::key::mix;
     use hps_core::testing::row_of;
@@ -587,6 +587,7 @@ mod tests {
 
     use super::*;
     use crate::entry::{fits, read_key};
+    use crate::run::END_BYTES;
 
     const ROW_BYTES: usize = 12;
 
@@ -610,7 +611,7 @@ mod tests {
             sorter.put(&keys, Rows::new(&rows, ROW_BYTES).unwrap()).unwrap();
         }
         let options = Options::default();
-        let sorted = sorter.finish("a", &options, file_bytes, num_threads).unwrap();
+        let sorted = sorter.finish("a", &options, file_bytes, num_threads, &|_| {}).unwrap();
         assert!(sorter.is_empty());
         let mut moving = IngestExternalFileOptions::default();
         moving.set_move_files(true);
@@ -669,6 +670,176 @@ mod tests {
         assert_eq!(num_files, 1);
     }
 
+    /// What a process that is killed now leaves.
+    fn left_by(sorter: &mut Sorter, to: &Path) {
+        let writing = sorter.finish_writing().unwrap();
+        drop(writing);
+        std::fs::create_dir(to).unwrap();
+        for file in std::fs::read_dir(&sorter.directory).unwrap().flatten() {
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    }
+
+    fn put(sorter: &mut Sorter, keys: std::ops::Range<Key>, version: u64) {
+        for start in keys.clone().step_by(1_000) {
+            let keys: Vec<Key> = (start..keys.end.min(start + 1_000)).map(|key| mix(key) >> 40).collect();
+            let rows: Vec<u8> = keys.iter().flat_map(|&key| row_of(key, version, ROW_BYTES)).collect();
+            sorter.put(&keys, Rows::new(&rows, ROW_BYTES).unwrap()).unwrap();
+        }
+    }
+
+    /// Names of the table files, and what is in them.
+    fn finished(sorter: &mut Sorter) -> (Vec<PathBuf>, BTreeMap<Key, Vec<u8>>) {
+        let mut sorted = sorter.finish("0", &Options::default(), 60_000, 2, &|_| {}).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let database = DB::open_default(directory.path()).unwrap();
+        database.ingest_external_file(sorted.files.clone()).unwrap();
+        let entries = database.iterator(rocksdb::IteratorMode::Start).map(|entry| entry.unwrap());
+        let rows: BTreeMap<Key, Vec<u8>> =
+            entries.map(|(key, row)| (read_key(&key, KeyWidth::Bits64).unwrap(), row.to_vec())).collect();
+        assert_eq!(sorted.rows, rows.len() as u64);
+        sorted.files.sort();
+        (sorted.files.iter().map(|path| path.file_name().unwrap().into()).collect(), rows)
+    }
+
+    fn modified(path: &Path) -> std::time::SystemTime {
+        std::fs::metadata(path).unwrap().modified().unwrap()
+    }
+
+    #[test]
+    fn what_an_interrupted_load_has_sorted_is_not_sorted_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let sorter = |name: &str| {
+            let piece_bytes = 40_000;
+            let mut sorter =
+                Sorter::new(directory.path().join(name), ROW_BYTES, KeyWidth::Bits64, 2 * piece_bytes);
+            sorter.max_runs = 5;
+            sorter
+        };
+        // Pieces have 1,428 rows; five of them are merged.
+        let mut whole = sorter("whole");
+        put(&mut whole, 0..20_000, 1);
+        left_by(&mut whole, &directory.path().join("put"));
+        let expected = finished(&mut whole);
+        left_by(&mut whole, &directory.path().join("finished"));
+        assert!(expected.0.len() > 3);
+
+        for (left, sorted) in [("put", 19_987), ("finished", 19_987)] {
+            let path = directory.path().join(left);
+            let run = path.join("000000-000004.run");
+            let before = modified(&run);
+            let mut again = sorter("unused");
+            assert_eq!(again.resume(path.clone()), sorted, "{left}");
+            put(&mut again, 0..20_000, 1);
+            let found = finished(&mut again);
+            assert!(found == expected, "{left}");
+            assert_eq!(modified(&run), before);
+            assert!(path.exists());
+            drop(again);
+            assert!(!path.exists(), "nothing is left");
+        }
+    }
+
+    #[test]
+    fn of_what_an_interrupted_load_has_left_nothing_counts_that_is_not_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let sorter = |path: &Path| Sorter::new(path.to_owned(), ROW_BYTES, KeyWidth::Bits64, 80_000);
+        let mut whole = sorter(&directory.path().join("whole"));
+        put(&mut whole, 0..9_000, 1);
+        left_by(&mut whole, &directory.path().join("left"));
+        let expected = finished(&mut whole);
+
+        let damages: [(&str, fn(&mut Vec<u8>)); 6] = [
+            ("cut short", |file| file.truncate(file.len() / 2)),
+            ("empty", Vec::clear),
+            ("without its last byte", |file| file.truncate(file.len() - 1)),
+            ("with another row", |file| file[5_000] ^= 1),
+            ("with another fingerprint", |file| {
+                let at = file.len() - END_BYTES - 10;
+                file[at] ^= 1;
+            }),
+            ("with another number of rows", |file| {
+                let at = file.len() - END_BYTES + 8;
+                file[at] ^= 1;
+            }),
+        ];
+        for (what, damage) in damages {
+            let path = directory.path().join(what);
+            std::fs::create_dir(&path).unwrap();
+            for file in std::fs::read_dir(directory.path().join("left")).unwrap().flatten() {
+                std::fs::copy(file.path(), path.join(file.file_name())).unwrap();
+            }
+            let run = path.join("000002.run");
+            let mut content = std::fs::read(&run).unwrap();
+            damage(&mut content);
+            std::fs::write(&run, content).unwrap();
+            // A table file that was not written to its end, and something else.
+            let part = expected.0[0].to_str().unwrap().rsplit_once('-').unwrap().0;
+            std::fs::write(path.join(format!("{part}.part")), [1; 100]).unwrap();
+            std::fs::write(path.join("other.run"), [1; 1_000]).unwrap();
+            let mut again = sorter(&directory.path().join("unused"));
+            assert!(again.resume(path) > 0, "{what}");
+            put(&mut again, 0..9_000, 1);
+            assert!(finished(&mut again) == expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn other_rows_than_those_of_an_interrupted_load_are_sorted_or_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let sorter = |name: &str| {
+            let mut sorter = Sorter::new(directory.path().join(name), ROW_BYTES, KeyWidth::Bits64, 80_000);
+            sorter.max_runs = 3;
+            sorter
+        };
+        let versions = |sorter: &mut Sorter, first: u64, second: u64| {
+            put(sorter, 0..2_000, first);
+            put(sorter, 2_000..9_000, second);
+        };
+        for (first, second, is_refused) in [(2, 1, false), (1, 2, true)] {
+            let mut before = sorter("before");
+            versions(&mut before, 1, 1);
+            let left = directory.path().join(format!("left {first}"));
+            left_by(&mut before, &left);
+            drop(before);
+            assert!(left.join("000000-000002.run").exists());
+
+            let mut again = sorter("unused");
+            assert!(again.resume(left) > 0);
+            let put = || -> Result<()> {
+                for start in (0..9_000).step_by(1_000) {
+                    let keys: Vec<Key> = (start..start + 1_000).map(|key| mix(key) >> 40).collect();
+                    let version = if start < 2_000 { first } else { second };
+                    let rows: Vec<u8> =
+                        keys.iter().flat_map(|&key| row_of(key, version, ROW_BYTES)).collect();
+                    again.put(&keys, Rows::new(&rows, ROW_BYTES).unwrap())?;
+                }
+                Ok(())
+            };
+            let mut put = put;
+            if is_refused {
+                let error = put().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                continue;
+            }
+            put().unwrap();
+            let found = finished(&mut again);
+            let mut fresh = sorter("fresh");
+            versions(&mut fresh, first, second);
+            assert!(found == finished(&mut fresh));
+        }
+        // Fewer rows than there were.
+        let mut before = sorter("longer");
+        versions(&mut before, 1, 1);
+        let left = directory.path().join("left longer");
+        left_by(&mut before, &left);
+        let mut again = sorter("unused");
+        again.resume(left);
+        super::tests::put(&mut again, 0..2_000, 1);
+        let error = again.finish("0", &Options::default(), 60_000, 2, &|_| {}).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    }
+
     #[test]
     fn a_run_that_the_disk_gives_back_otherwise_is_an_error_not_other_rows() {
         for damage in [|file: &File| file.set_len(1_000), |file: &File| file.write_all_at(&[0xAA], 5_000)] {
@@ -678,10 +849,11 @@ mod tests {
             let rows = vec![1; keys.len() * ROW_BYTES];
             sorter.put(&keys, Rows::new(&rows, ROW_BYTES).unwrap()).unwrap();
             drop(sorter.finish_writing().unwrap());
-            damage(&sorter.runs[0].file).unwrap();
-            let error = sorter.finish("a", &Options::default(), 1 << 20, 2).unwrap_err();
+            let run = File::options().write(true).open(&sorter.runs[0].path).unwrap();
+            damage(&run).unwrap();
+            let error = sorter.finish("a", &Options::default(), 1 << 20, 2, &|_| {}).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::Storage | ErrorKind::Corrupt), "{error}");
-            assert!(error.to_string().contains("000001.run"), "{error}");
+            assert!(error.to_string().contains("000000.run"), "{error}");
         }
     }
 }

@@ -18,6 +18,7 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use crate::database::{ColumnFamily, Database};
 use crate::entry::{key_bytes, read_key, wrong_key, wrong_row};
 use crate::error::table_storage;
+use crate::leftovers;
 use crate::options::{Durability, lookup_options};
 use crate::record::{TableRecord, column_family_names};
 
@@ -174,6 +175,15 @@ impl Table {
         Ok(name)
     }
 
+    /// Removes what interrupted loads left: there is nothing to be loaded.
+    pub(crate) fn forget_interrupted(&self, database: &Database) -> Result<()> {
+        if self.is_loading.load(Ordering::Acquire) || self.record().loading.is_none() {
+            return Ok(());
+        }
+        leftovers::remove(database.path(), &self.spec, None);
+        self.change(database, Durability::Logged, |record| record.loading = None)
+    }
+
     /// Ends a load without result.
     pub(crate) fn abandon_load(&self, database: &Database, name: &str) {
         // Whatever fails here is repeated by the next load or the next start: the record still names the leftover.
@@ -244,7 +254,8 @@ fn unused_name(database: &Database, spec: &TableSpec, record: &TableRecord) -> S
     column_family_names(&spec.name).find(|name| !is_taken(name)).unwrap_or_default()
 }
 
-/// Removes what an interrupted load or switch left, and returns what then holds.
+/// Removes what an interrupted load or switch left, and returns what then holds. Sorted rows of a load stay, and the record goes on to say
+/// that there is one: the next load can go on from there.
 fn recover(database: &Database, spec: &TableSpec, mut record: TableRecord) -> Result<TableRecord> {
     if let Some(active) = &record.active
         && !database.has_column_family(active)
@@ -260,11 +271,20 @@ fn recover(database: &Database, spec: &TableSpec, mut record: TableRecord) -> Re
     if database.is_read_only() {
         return Ok(record);
     }
-    let leftovers = [record.loading.take(), record.dropping.take()];
-    if leftovers.iter().any(Option::is_some) {
-        for name in leftovers.iter().flatten().filter(|name| record.active.as_ref() != Some(name)) {
+    let before = record.clone();
+    for name in [&before.loading, &before.dropping].into_iter().flatten() {
+        if record.active.as_ref() != Some(name) {
             database.drop_column_family(name)?;
         }
+    }
+    record.dropping = None;
+    if !leftovers::exist(database.path(), spec) {
+        record.loading = None;
+    } else if record.loading.is_none() {
+        // It was completed.
+        leftovers::remove(database.path(), spec, None);
+    }
+    if record != before {
         database.write_record(spec, &record, Durability::Logged)?;
     }
     Ok(record)

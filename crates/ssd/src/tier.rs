@@ -258,6 +258,10 @@ impl TruthTier for SsdTier {
         self.table(table)?.held(&self.database)
     }
 
+    fn forget_interrupted_load(&self, table: TableId) -> Result<()> {
+        self.writable_table(table, "forget a load")?.forget_interrupted(&self.database)
+    }
+
     fn set_record(&self, table: TableId, record: &str) -> Result<()> {
         self.writable_table(table, "record a table's source")?.set_record(&self.database, record)
     }

@@ -102,7 +102,7 @@ fn loading_and_reading() {
             load.put(&keys, Rows::new(&rows[..keys.len() * row_bytes], row_bytes).unwrap()).unwrap();
         }
         let put = began.elapsed().as_secs_f64();
-        assert_eq!(load.commit("source").unwrap(), num_rows);
+        assert_eq!(load.commit("source", &|_| {}).unwrap(), num_rows);
         let all = began.elapsed().as_secs_f64();
         println!(
             "{what}: loaded in {all:.2} s ({put:.2} s until the commit), {:.2} M rows/s, {:.1} x the copy, {} MB more memory",

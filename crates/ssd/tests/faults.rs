@@ -155,7 +155,7 @@ fn with_a_full_disk() {
             break;
         }
     }
-    let error = result.and_then(|()| load.commit("too large").map(drop)).unwrap_err();
+    let error = result.and_then(|()| load.commit("too large", &|_| {}).map(drop)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Storage, "{error}");
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
     assert_eq!(tier.held(TABLE).unwrap(), Held::Table("before".into()));

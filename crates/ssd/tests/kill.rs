@@ -19,8 +19,8 @@ use std::time::{Duration, SystemTime};
 use common::{TABLE, child, load, one_table, open, role, scan};
 use hps_core::key::{Key, mix};
 use hps_core::row::Rows;
-use hps_core::testing::row_of;
-use hps_core::tier::{Held, Tier, TruthTier};
+use hps_core::testing::{row_of, rows_of};
+use hps_core::tier::{Expected, Held, Tier, TruthTier};
 
 const ROW_BYTES: usize = 64;
 const NUM_KEYS: u64 = 20_000;
@@ -55,7 +55,16 @@ fn victim() {
     say("started".into());
     loop {
         version += 1;
-        load(&tier, &keys_of(version), version, ROW_BYTES, &version.to_string());
+        // Every other one can be gone on with.
+        let keys = keys_of(version);
+        let mut load = tier.begin_load(TABLE, Expected::rows(NUM_KEYS)).unwrap();
+        if version.is_multiple_of(2) {
+            say(format!("resumed {}", load.resume(&version.to_string()).unwrap()));
+        }
+        for keys in keys.chunks(2_000) {
+            load.put(keys, Rows::new(&rows_of(keys, version, ROW_BYTES), ROW_BYTES).unwrap()).unwrap();
+        }
+        load.commit(&version.to_string(), &|_| {}).unwrap();
         say(format!("loaded {version}"));
         for i in 0..INSERTS {
             let key = INSERTED + i;
@@ -91,10 +100,15 @@ fn check(path: &Path, acknowledged: u64, inserted: u64) -> u64 {
         _ => keys_of(version).into_iter().map(|key| (key, row_of(key, version, ROW_BYTES))).collect(),
     };
     assert!(found == expected, "version {version} is not whole: {} of {} rows", found.len(), expected.len());
+    let is_interrupted = tier.state(TABLE).unwrap().is_being_loaded;
     drop(tier);
 
-    // Nothing is left over but what is served.
-    assert!(!path.join("hps_loading").exists(), "files of a load that was killed");
+    // Nothing is left over but what is served, and sorted rows of a load that can go on.
+    let left = std::fs::read_dir(path.join("hps_loading")).into_iter().flatten().count();
+    assert!(
+        left == usize::from(is_interrupted),
+        "{left} directories of loads, interrupted: {is_interrupted}"
+    );
     let mut names = rocksdb::DB::list_cf(&rocksdb::Options::default(), path).unwrap();
     names.retain(|name| name != "default" && name != "__hps_tables");
     assert!(names.len() <= 1, "{names:?}");
@@ -106,7 +120,7 @@ fn a_killed_process_leaves_the_old_table_or_the_new_one_whole() {
     let kills: u64 = std::env::var("HPS_SOAK_KILLS").map_or(10, |text| text.parse().unwrap());
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
     let directory = tempfile::tempdir().unwrap();
-    let (mut version, mut inserted) = (0, 0);
+    let (mut version, mut inserted, mut resumed) = (0, 0, 0);
     for number in 0..kills {
         let (mut victim, output) = child("victim", "load", directory.path());
         let mut output = BufReader::new(output).lines().map_while(Result::ok);
@@ -119,6 +133,7 @@ fn a_killed_process_leaves_the_old_table_or_the_new_one_whole() {
             let words: Vec<&str> = line.split(' ').collect();
             match words[..] {
                 ["loaded", loaded] => (version, inserted) = (loaded.parse().unwrap(), 0),
+                ["resumed", rows] => resumed += u64::from(rows != "0"),
                 ["inserted", _, i] => inserted = i.parse::<u64>().unwrap() + 1,
                 _ => panic!("the victim failed: {line}"),
             }
@@ -128,7 +143,8 @@ fn a_killed_process_leaves_the_old_table_or_the_new_one_whole() {
             (version, inserted) = (held, 0);
         }
     }
-    println!("{kills} kills, {version} versions, seed {seed}");
+    println!("{kills} kills, {version} versions, {resumed} loads went on, seed {seed}");
+    assert!(resumed > 0 || kills < 50, "no load went on");
     // It can go on from there.
     let tier = open(directory.path(), &one_table());
     load(&tier, &keys_of(version + 1), version + 1, ROW_BYTES, &(version + 1).to_string());

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-use common::{TABLE, child, load, one_table, open, open_read_only, role};
+use common::{TABLE, child, load, one_table, open, role};
 use hps_core::batch::Batch;
 use hps_core::key::Key;
 use hps_core::row::{Rows, RowsMut};
@@ -83,21 +83,6 @@ fn a_loaded_table_is_not_written_again() {
 }
 
 #[test]
-fn files_of_a_load_that_was_killed_are_removed_by_the_next_writer_and_by_no_reader() {
-    let directory = tempfile::tempdir().unwrap();
-    drop(open(directory.path(), &one_table()));
-    let left = directory.path().join("hps_loading").join("0123456789abcdef");
-    std::fs::create_dir_all(&left).unwrap();
-    std::fs::write(left.join("000000.run"), [7; 100]).unwrap();
-    drop(open_read_only(directory.path(), &one_table()).unwrap());
-    assert!(left.exists(), "another process may be loading");
-    let tier = open(directory.path(), &one_table());
-    assert!(!left.exists());
-    // One that begins after is not disturbed.
-    assert_eq!(load(&tier, &[1, 2, 3], 1, 64, "source"), 3);
-}
-
-#[test]
 fn a_loaded_table_has_no_files_that_overlap_also_if_it_came_in_parts() {
     for is_looked_up in [false, true] {
         let directory = tempfile::tempdir().unwrap();
@@ -113,7 +98,7 @@ fn a_loaded_table_has_no_files_that_overlap_also_if_it_came_in_parts() {
                 assert!(misses.is_empty());
             }
         }
-        assert_eq!(load.commit("source").unwrap(), 20_000);
+        assert_eq!(load.commit("source", &|_| {}).unwrap(), 20_000);
         assert_eq!(lookup(&tier, TABLE, 64, &[7_000]), [Some(row_of(7_000, 1, 64))]);
         drop(tier);
         let options = rocksdb::Options::default();

@@ -189,6 +189,10 @@ impl TruthTier for MapTier {
         Ok(())
     }
 
+    fn forget_interrupted_load(&self, table: TableId) -> Result<()> {
+        self.write("forget_interrupted_load", table, None).map(drop)
+    }
+
     fn begin_load(&self, table: TableId, _: Expected) -> Result<Box<dyn TableLoad + '_>> {
         let table = self.write("begin_load", table, None)?;
         Ok(Box::new(MapLoad { tier: self, table, rows: Map::new() }))
@@ -221,6 +225,11 @@ struct MapLoad<'t> {
 }
 
 impl TableLoad for MapLoad<'_> {
+    fn resume(&mut self, origin: &str) -> Result<u64> {
+        self.tier.before(&format!("resume {origin}"))?;
+        Ok(0)
+    }
+
     fn put(&mut self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
         self.tier.before("put")?;
         self.rows.extend(keys.iter().copied().zip(rows.iter().map(<[u8]>::to_vec)));
@@ -232,9 +241,10 @@ impl TableLoad for MapLoad<'_> {
         Ok(())
     }
 
-    fn commit(self: Box<Self>, record: &str) -> Result<u64> {
+    fn commit(self: Box<Self>, record: &str, written: &(dyn Fn(u64) + Sync)) -> Result<u64> {
         self.tier.before("commit")?;
         let number = self.rows.len() as u64;
+        written(number / 2);
         *self.table.lock() = MapTable { rows: self.rows, record: Some(record.into()), is_unrecorded: false };
         Ok(number)
     }

@@ -338,7 +338,7 @@ pub fn truth_conformance(tier: &dyn TruthTier) {
         let seen =
             lookup_with(&old_keys, size, |batch, rows, misses| load.lookup(batch, rows, misses).unwrap());
         assert!(seen.iter().all(Option::is_some), "a load sees what was put");
-        assert_eq!(load.commit("first").unwrap(), 3_000);
+        assert_eq!(load.commit("first", &|_| {}).unwrap(), 3_000);
         assert_eq!(tier.held(table).unwrap(), Held::Table("first".into()));
         tier.set_record(table, "renamed").unwrap();
         assert_eq!(tier.held(table).unwrap(), Held::Table("renamed".into()));
@@ -355,7 +355,7 @@ pub fn truth_conformance(tier: &dyn TruthTier) {
         let before: HashMap<Key, Vec<u8>> = old_keys.iter().map(|&key| (key, row_of(key, 1, size))).collect();
         let asked: Vec<Key> = (0..6_000).collect();
         assert_eq!(lookup(tier, table, size, &asked), expected(&asked, &before));
-        assert_eq!(load.commit("second").unwrap(), 4_000);
+        assert_eq!(load.commit("second", &|_| {}).unwrap(), 4_000);
         assert_eq!(tier.held(table).unwrap(), Held::Table("second".into()));
         let mut after: HashMap<Key, Vec<u8>> =
             (1_000..5_000).map(|key| (key, row_of(key, 2, size))).collect();
@@ -373,11 +373,11 @@ pub fn truth_conformance(tier: &dyn TruthTier) {
                 lookup_with(&asked, size, |batch, rows, misses| load.lookup(batch, rows, misses).unwrap());
             assert_eq!(seen, expected(&asked, &put));
         }
-        assert_eq!(load.commit("third").unwrap(), put.len() as u64);
+        assert_eq!(load.commit("third", &|_| {}).unwrap(), put.len() as u64);
         assert_eq!(lookup(tier, table, size, &asked), expected(&asked, &put));
         let mut load = tier.begin_load(table, Expected::rows(4_000)).unwrap();
         load.put(&new_keys, Rows::new(&rows, size).unwrap()).unwrap();
-        assert_eq!(load.commit("second").unwrap(), 4_000);
+        assert_eq!(load.commit("second", &|_| {}).unwrap(), 4_000);
 
         // A scan shows every row once, and can be ended.
         let mut scanned = HashMap::new();

@@ -52,7 +52,7 @@ pub fn load(tier: &SharedTier, row_bytes: usize, keys: &[Key], version: u64, rec
     let rows = hps_core::testing::rows_of(keys, version, row_bytes);
     let mut load = tier.begin_load(TABLE, hps_core::tier::Expected::rows(keys.len() as u64)).unwrap();
     load.put(keys, Rows::new(&rows, row_bytes).unwrap()).unwrap();
-    load.commit(record).unwrap();
+    load.commit(record, &|_| {}).unwrap();
 }
 
 pub fn lookup(tier: &SharedTier, row_bytes: usize, keys: &[Key]) -> Vec<Option<Vec<u8>>> {

@@ -46,7 +46,7 @@ pub(crate) fn load(tier: &SsdTier, keys: &[Key], version: u64, row_bytes: usize,
     for keys in keys.chunks(2_000) {
         load.put(keys, Rows::new(&rows_of(keys, version, row_bytes), row_bytes).unwrap()).unwrap();
     }
-    load.commit(record).unwrap()
+    load.commit(record, &|_| {}).unwrap()
 }
 
 /// All rows of table 0, in the order of the scan.
