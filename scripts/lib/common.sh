@@ -3,6 +3,7 @@
 #
 #   ROOT VENV PYTHON LOGS                 repository, .venv, its python, folder of logs
 #   CARGO_TARGET_DIR LIBCLANG_PATH BINDGEN_EXTRA_CLANG_ARGS HPS_NVRTC PATH     exported by hps_env
+#   CARGO_FEATURES                        set by hps_env: arguments for cargo where it builds hps-bridge
 #   step, note, fail, run_logged          see below
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -65,6 +66,9 @@ hps_env() {
     HPS_NVRTC="$(_package_folder nvidia.cuda_nvrtc lib)/libnvrtc.so.12" || fail "nvidia-cuda-nvrtc-cu12 is not installed in $VENV; run scripts/setup"
   fi
   export HPS_NVRTC
+  # RocksDB with io_uring, if asked for; CMakeLists.txt does the same.
+  # shellcheck disable=SC2034  # for whoever sources this
+  if [ "${HPS_IO_URING:-0}" = 1 ]; then CARGO_FEATURES=(--features hps-bridge/io-uring); else CARGO_FEATURES=(); fi
   # libclang from PyPI comes without the compiler's own headers (stddef.h and the like).
   export BINDGEN_EXTRA_CLANG_ARGS="${BINDGEN_EXTRA_CLANG_ARGS:--I$(c++ -print-file-name=include)}"
 }

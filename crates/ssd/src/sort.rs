@@ -749,7 +749,8 @@ mod tests {
         left_by(&mut whole, &directory.path().join("left"));
         let expected = finished(&mut whole);
 
-        let damages: [(&str, fn(&mut Vec<u8>)); 6] = [
+        type Damage = (&'static str, fn(&mut Vec<u8>));
+        let damages: [Damage; 6] = [
             ("cut short", |file| file.truncate(file.len() / 2)),
             ("empty", Vec::clear),
             ("without its last byte", |file| file.truncate(file.len() - 1)),

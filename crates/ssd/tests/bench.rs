@@ -63,6 +63,98 @@ fn read_pages(path: &Path, num_pages: usize) -> f64 {
     began.elapsed().as_nanos() as f64 / num_pages as f64
 }
 
+/// What fio reads per second: random pages of the files of a database, past the page cache, with as many threads as the tier has. None
+/// if it is not installed.
+fn fio(database: &Path) -> Option<f64> {
+    let names: Vec<String> = table_files(database).iter().map(|file| file.to_str().unwrap().into()).collect();
+    let output = std::process::Command::new("fio")
+        .args(["--name=read", "--readonly", "--rw=randread", "--bs=4k", "--direct=1", "--ioengine=psync"])
+        .args(["--thread", "--group_reporting", "--time_based", "--runtime=5", "--output-format=json"])
+        .args([format!("--numjobs={NUM_THREADS}"), format!("--filename={}", names.join(":"))])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).unwrap();
+    let report: serde_json::Value = serde_json::from_str(text.get(text.find('{')?..)?).unwrap();
+    report["jobs"][0]["read"]["iops"].as_f64()
+}
+
+/// Large ones: those of the table.
+fn table_files(database: &Path) -> Vec<std::path::PathBuf> {
+    let paths = std::fs::read_dir(database).unwrap().map(|entry| entry.unwrap().path());
+    let is_large = |path: &std::path::PathBuf| std::fs::metadata(path).unwrap().len() > 1 << 20;
+    paths.filter(|path| path.extension().is_some_and(|end| end == "sst")).filter(is_large).collect()
+}
+
+/// Takes the table's pages out of the page cache.
+fn drop_pages(database: &Path) {
+    for path in table_files(database) {
+        let file = std::fs::File::open(path).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+}
+
+/// Rows of random keys whose pages are in no cache, beside fio on the same files in turns.
+#[test]
+#[ignore = "a measurement"]
+fn reading_from_the_disk() {
+    let (num_rows, dim) = (number("HPS_BENCH_ROWS", 20_000_000), number("HPS_BENCH_DIM", 32));
+    let row_bytes = dim as usize * 4;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let table = [spec("t", row_bytes, KeyWidth::Bits64)];
+    let settings =
+        SsdSettings { num_threads: NUM_THREADS, block_cache_bytes: 64 << 20, ..SsdSettings::new(path) };
+    let tier = SsdTier::open(settings, &table).unwrap();
+    let mut load = tier.begin_load(TABLE, Expected::rows(num_rows)).unwrap();
+    let rows = vec![1u8; 8_192 * row_bytes];
+    for start in (0..num_rows).step_by(8_192) {
+        let keys: Vec<Key> = (start..num_rows.min(start + 8_192)).map(mix).collect();
+        load.put(&keys, Rows::new(&rows[..keys.len() * row_bytes], row_bytes).unwrap()).unwrap();
+    }
+    load.commit("source", &|_| {}).unwrap();
+    let on_disk = tier.usage(TABLE).unwrap().bytes;
+    println!(
+        "{num_rows} rows of dim {dim}: {:.2} bytes on disk for each of keys and rows",
+        on_disk as f64 / (num_rows * (row_bytes as u64 + 8)) as f64
+    );
+    for (num_keys, num_rounds) in [(256, 60), (4_096, 20), (65_536, 3)] {
+        for turn in 0..2 {
+            let iops = fio(path);
+            let mut out = vec![0u8; num_keys * row_bytes];
+            let (mut seconds, mut slowest, mut cpu) = (0.0, 0.0f64, 0.0);
+            for round in 0..num_rounds {
+                drop_pages(path);
+                let seed = (turn * 1_000 + round) << 40;
+                let keys: Vec<Key> = (0..num_keys as u64).map(|i| mix(mix(seed | i) % num_rows)).collect();
+                let mut misses = Vec::new();
+                let (began, cpu_before) = (Instant::now(), cpu_seconds());
+                let mut rows = RowsMut::from_bytes(&mut out, row_bytes).unwrap();
+                tier.lookup(TABLE, Batch::all(&keys), &mut rows, &mut misses).unwrap();
+                let taken = began.elapsed().as_secs_f64();
+                cpu += cpu_seconds() - cpu_before;
+                (seconds, slowest) = (seconds + taken, slowest.max(taken));
+                assert!(misses.is_empty());
+            }
+            let rate = num_keys as f64 * num_rounds as f64 / seconds;
+            println!(
+                "{num_keys} keys: {rate:.0} rows/s, {:.1} us of a processor each, slowest batch {:.1} ms; fio {}",
+                cpu * 1e6 / (num_keys as f64 * num_rounds as f64),
+                slowest * 1e3,
+                iops.map_or("is not here".into(), |iops| format!("{iops:.0} pages/s: {:.2}", rate / iops))
+            );
+        }
+    }
+    println!("{} MB at most", peak_bytes() >> 20);
+}
+
+/// Processor time that this process has taken; seconds.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = text.rsplit(") ").next().unwrap().split(' ').collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    ticks / 100.0
+}
+
 fn peak_bytes() -> u64 {
     let mut text = String::new();
     std::fs::File::open("/proc/self/status").unwrap().read_to_string(&mut text).unwrap();
