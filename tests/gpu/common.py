@@ -40,6 +40,10 @@ needs_allocator = unittest.skipIf(
 #: The values of embedding_cache_type, and what is below the GPU.
 CACHES = ("static", "dynamic", "uvm")
 TIERS = ("host", "host and ssd")
+#: What a few tests put there besides: memory that processes share, and host memory within a budget.
+ALL_TIERS = (*TIERS, "shared", "shared and ssd", "budget and ssd")
+#: Of the host memory that "budget and ssd" has: not enough for the rows of any test.
+BUDGET = 8 << 20
 
 torch.set_num_threads(1)
 
@@ -69,9 +73,20 @@ class Store:
             hps_torch.save_table(folder / "tables" / str(i), table.keys, table.vectors)
         host = {"type": "parallel_hash_map", "num_partitions": 4, **(volatile_db or {})}
         below: dict[str, Any] = {"volatile_db": host}
-        if tiers == "host and ssd":
+        if tiers.endswith("and ssd"):
             below["volatile_db"] = {"initial_cache_rate": 0.3, **host}
             below["persistent_db"] = {"type": "rocks_db", "path": "rocksdb", "num_threads": 2}
+        if tiers.startswith("budget"):
+            below["volatile_db"] = {
+                **host,
+                "memory_bytes": BUDGET,
+                "cache_missed_embeddings": True,
+                "overflow_policy": "evict_oldest",
+            }
+        if tiers.startswith("shared"):
+            # A segment of its own, which goes with the store.
+            below["volatile_db"]["type"] = "multi_process_hash_map"
+            below["volatile_db"]["shared_memory_name"] = folder.name
         model = {
             "model": "model",
             "sparse_files": [f"tables/{i}" for i in range(len(tables))],

@@ -4,13 +4,13 @@ import threading
 import time
 
 import hps_torch
-from gpu.common import each_arrangement, size
+from gpu.common import ALL_TIERS, each_arrangement, size
 from gpu.tables import Table, random_keys
 
 ROWS = size(3_000, 200)
 
 
-@each_arrangement()
+@each_arrangement(tiers=ALL_TIERS)
 class Refresh:
     def test_rows_stay_right_and_every_key_that_is_held_is_looked_at(self):
         table = Table(random_keys(ROWS), 16)

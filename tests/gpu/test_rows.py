@@ -2,7 +2,7 @@
 
 import torch
 
-from gpu.common import DEVICE, each_arrangement, size
+from gpu.common import ALL_TIERS, DEVICE, each_arrangement, size
 from gpu.tables import EXTREMES, INT32, INT64, Table, assert_rows, random_keys, seeded
 
 DIMS = (1, 2, 3, 4, 16, 31, 32, 64, 100, 128, 160, 1024)
@@ -27,7 +27,7 @@ def hashed() -> torch.Tensor:
 KINDS = (dense, holes, hashed)
 
 
-@each_arrangement()
+@each_arrangement(tiers=ALL_TIERS)
 class Rows:
     """Tables of all dims, with dense, sparse and random keys, in one store."""
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 import hps_torch
-from gpu.common import DEVICE, each_arrangement, size
+from gpu.common import ALL_TIERS, DEVICE, each_arrangement, size
 from gpu.tables import Table, assert_rows, bits, checksum, random_keys, seeded
 
 THREADS = 8
@@ -19,7 +19,7 @@ def known_positions(table: Table, keys: torch.Tensor) -> torch.Tensor:
     return torch.tensor(positions, dtype=torch.int64, device=keys.device)
 
 
-@each_arrangement()
+@each_arrangement(tiers=ALL_TIERS)
 class Threads:
     def run_threads(self, work) -> None:
         """Runs `work(number)` in each thread, on a stream of its own; all start together."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import hps_torch
-from gpu.common import DEVICE, each_arrangement, message_of, needs_allocator, size
+from gpu.common import ALL_TIERS, DEVICE, each_arrangement, message_of, needs_allocator, size
 from gpu.tables import Table, bits, checksum, random_keys, seeded
 
 ROWS = size(4_000, 300)
@@ -26,7 +26,7 @@ def erase(store, keys: torch.Tensor) -> None:
     store.tables[0].erase(keys)
 
 
-@each_arrangement()
+@each_arrangement(tiers=ALL_TIERS)
 class Updating:
     def run_a_sequence(self, table: Table, share: float, seed: int) -> None:
         store = self.make_store(table, gpucacheper=share)
