@@ -43,7 +43,7 @@ TIERS = ("host", "host and ssd")
 #: What a few tests put there besides: memory that processes share, and host memory within a budget.
 ALL_TIERS = (*TIERS, "shared", "shared and ssd", "budget and ssd")
 #: Of the host memory that "budget and ssd" has: not enough for the rows of any test.
-BUDGET = 8 << 20
+BUDGET = 24 << 20
 
 torch.set_num_threads(1)
 

@@ -106,6 +106,11 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
             };
             let tables = storage.specs.iter().enumerate().map(|(i, spec)| Ok((spec, rows_of(i)?)));
             let tables = tables.collect::<Result<Vec<(&TableSpec, u64)>>>()?;
+            let ssd_settings =
+                ssd_settings.map(|ssd| budget::database_of(ssd, settings.memory_bytes, &tables));
+            if let (Some(ssd), Some(settings)) = (&ssd, &ssd_settings) {
+                ssd.set_block_cache_bytes(settings.block_cache_bytes);
+            }
             budget::max_rows(settings.memory_bytes, ssd_settings.as_ref(), settings.num_partitions, &tables)?
         }
         _ => None,

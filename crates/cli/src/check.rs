@@ -106,6 +106,7 @@ pub(crate) fn run(deployment: &Deployment) -> Result<Outcome> {
     if let Some(settings) = &config.volatile_db {
         // Refuses what a start refuses.
         let ssd = config.persistent_db.as_ref().map(|ssd| ssd_settings(ssd, Some(settings)));
+        let ssd = ssd.map(|ssd| budget::database_of(ssd, settings.memory_bytes, &sizes));
         budget::max_rows(settings.memory_bytes, ssd.as_ref(), settings.num_partitions, &sizes)?;
         host_bytes = host_bytes.min(settings.memory_bytes.unwrap_or(u64::MAX));
         if settings.kind == VolatileDbKind::MultiProcessHashMap {

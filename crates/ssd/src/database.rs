@@ -9,14 +9,14 @@ use hps_core::tier::TableSpec;
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use rocksdb::{
-    BoundColumnFamily, ColumnFamilyDescriptor, DBWithThreadMode, DEFAULT_COLUMN_FAMILY_NAME, MultiThreaded,
-    Options, WriteBatch,
+    BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBWithThreadMode, DEFAULT_COLUMN_FAMILY_NAME,
+    MultiThreaded, Options, WriteBatch,
 };
 
 use crate::error::{storage, table_storage};
 use crate::leftovers;
 use crate::lock_holder::lock_holder;
-use crate::options::{Durability, LOADED, loading_options, open_options, write_options};
+use crate::options::{Durability, LOADED, OpenOptions, loading_options, open_options, write_options};
 use crate::reader::open_reader;
 use crate::record::{RECORDS, TableRecord, is_column_family_of};
 use crate::registry::{self, Registration};
@@ -36,6 +36,7 @@ pub(crate) type ColumnFamily<'d> = Arc<BoundColumnFamily<'d>>;
 pub(crate) struct OpenDatabase {
     pub(crate) db: Db,
     pub(crate) path: PathBuf,
+    pub(crate) cache: Cache,
     pub(crate) table_options: Options,
     pub(crate) foreign: HashSet<String>,
     pub(crate) is_read_only: bool,
@@ -46,6 +47,7 @@ pub(crate) struct Database {
     // Dropped first, and with it RocksDB's lock.
     db: Db,
     path: PathBuf,
+    cache: Cache,
     table_options: Options,
     /// Column families that were opened although no tier asked for them, and that RocksDB leaves alone.
     foreign: HashSet<String>,
@@ -82,6 +84,7 @@ impl Database {
         Self {
             db: open.db,
             path: open.path,
+            cache: open.cache,
             table_options: open.table_options,
             foreign: open.foreign,
             tables: Mutex::default(),
@@ -97,6 +100,10 @@ impl Database {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn set_block_cache_bytes(&self, bytes: usize) {
+        self.cache.clone().set_capacity(bytes);
     }
 
     /// Of a table's files.
@@ -329,7 +336,8 @@ fn open_writer(path: &Path, settings: &SsdSettings, tables: &[TableSpec]) -> Res
     let db = Db::open_cf_descriptors(&options.database, path, descriptors)
         .map_err(|error| cannot_open(path, error))?;
     leftovers::tidy(path);
-    Ok(OpenDatabase { db, path: path.to_owned(), table_options: options.table, foreign, is_read_only: false })
+    let OpenOptions { cache, table: table_options, .. } = options;
+    Ok(OpenDatabase { db, path: path.to_owned(), cache, table_options, foreign, is_read_only: false })
 }
 
 pub(crate) fn cannot_open(path: &Path, cause: rocksdb::Error) -> Error {

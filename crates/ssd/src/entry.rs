@@ -28,7 +28,7 @@ pub(crate) fn order_of(key: Key, width: KeyWidth) -> u64 {
 }
 
 /// The key that has this order.
-#[inline]
+#[cfg(test)]
 pub(crate) fn key_of(order: u64, width: KeyWidth) -> Key {
     match width {
         KeyWidth::Bits64 => order.swap_bytes(),

@@ -47,5 +47,6 @@ mod table;
 mod tier;
 mod write;
 
+pub use options::index_bytes;
 pub use settings::SsdSettings;
 pub use tier::{SsdTier, TableState};

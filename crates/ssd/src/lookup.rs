@@ -11,23 +11,52 @@ use hps_core::row::RowsMut;
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use rocksdb::{DBPinnableSlice, ReadOptions};
+use rocksdb::ReadOptions;
 
 use crate::database::{ColumnFamily, Database};
-use crate::entry::{fits, key_bytes, key_of, order_of, wrong_row};
+use crate::entry::{fits, key_bytes, order_of, read_key, wrong_row};
 use crate::options::lookup_options;
 use crate::table::Table;
 
-/// The most distinct keys that are read at a time, whatever `max_batch_size` says. Every row found keeps its block in memory
-/// until it is copied: 4,096 blocks of 4 KiB are 16 MiB.
+/// The most distinct keys that are read at a time, whatever `max_batch_size` says: their rows are copied twice.
 const MAX_KEYS_PER_READ: usize = 4096;
 
 /// The fewest keys for another thread. To read them takes one thread 30 us where they are in memory and 1.5 ms where they are not, to wake
 /// another takes less.
 const MIN_KEYS_PER_THREAD: usize = 16;
 
+/// The keys of one call of RocksDB, which reads so many at a time in any case.
+const KEYS_PER_CALL: usize = 32;
+
 /// What was found for some keys.
-type Found<'d> = Vec<std::result::Result<Option<DBPinnableSlice<'d>>, rocksdb::Error>>;
+struct Part {
+    is_found: Vec<bool>,
+    /// Of the keys that were found, one after another.
+    rows: Vec<u8>,
+}
+
+impl Part {
+    /// With room for so many keys: the thread that reads them asks the allocator for nothing.
+    fn new(num_keys: usize, row_bytes: usize) -> Result<Self> {
+        let mut part = Self { is_found: Vec::new(), rows: Vec::new() };
+        let reserved = part.is_found.try_reserve_exact(num_keys);
+        reserved.and_then(|()| part.rows.try_reserve_exact(num_keys * row_bytes)).map_err(|why| {
+            Error::new(ErrorKind::OutOfMemory, "no memory for the rows of a lookup").caused_by(why)
+        })?;
+        Ok(part)
+    }
+
+    fn push(&mut self, row: Option<&[u8]>) {
+        self.is_found.push(row.is_some());
+        self.rows.extend_from_slice(row.unwrap_or_default());
+    }
+
+    /// The row of each key, if it was found.
+    fn rows(&self, row_bytes: usize) -> impl Iterator<Item = Option<&[u8]>> {
+        let mut rows = self.rows.chunks_exact(row_bytes);
+        self.is_found.iter().map(move |&is_found| if is_found { rows.next() } else { None })
+    }
+}
 
 /// A position of the batch and where its key sorts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -163,22 +192,17 @@ impl Read<'_, '_> {
         rows: &mut RowsMut<'_>,
         misses: &mut Vec<u32>,
     ) -> Result<()> {
-        let spec = self.table.spec();
-        for (same_key, row) in chunk.chunk_by(|a, b| a.order == b.order).zip(self.find_all(keys)) {
-            let Some(row) = self.table.read_ok(self.database, row)? else {
+        let parts = self.find_all(keys)?;
+        let found = parts.iter().flat_map(|part| part.rows(self.table.spec().row_bytes));
+        for (same_key, row) in chunk.chunk_by(|a, b| a.order == b.order).zip(found) {
+            let Some(row) = row else {
                 misses.extend(same_key.iter().map(|entry| entry.position));
                 continue;
             };
             for entry in same_key {
-                if row.len() != spec.row_bytes {
-                    let key = key_of(entry.order, spec.key_width);
-                    return Err(
-                        wrong_row(spec, key, row.len()).at("database", self.database.path().display())
-                    );
-                }
-                if !rows.write(entry.position as usize, &row) {
+                if !rows.write(entry.position as usize, row) {
                     return Err(Error::new(ErrorKind::InvalidArgument, "there are fewer rows than keys")
-                        .at("table", &spec.name)
+                        .at("table", &self.table.spec().name)
                         .at("rows", rows.len())
                         .at("position", entry.position));
                 }
@@ -186,35 +210,56 @@ impl Read<'_, '_> {
         }
         Ok(())
     }
-}
 
-impl<'d> Read<'_, 'd> {
-    /// What is stored under each of `keys`, which are in order.
-    fn find_all(&self, keys: &[u8]) -> Found<'d> {
+    /// What is stored under each of `keys`, which are in order: in parts, one for each thread.
+    fn find_all(&self, keys: &[u8]) -> Result<Vec<Part>> {
         let key_bytes = key_bytes(self.table.spec().key_width);
         let num_keys = keys.len() / key_bytes;
-        let num_parts = (num_keys / MIN_KEYS_PER_THREAD).min(self.reader.num_threads);
-        let Some(threads) = (num_parts > 1).then(|| self.reader.threads()).flatten() else {
-            return self.find(keys);
-        };
-        let mut parts = keys.chunks(num_keys.div_ceil(num_parts) * key_bytes);
-        let first = parts.next().unwrap_or_default();
-        let mut others: Vec<(&[u8], Found<'d>)> = parts.map(|part| (part, Found::new())).collect();
-        // The caller reads a part itself: as many reads are under way as there are callers, however busy the threads are.
-        let mut found = threads.in_place_scope(|scope| {
-            for (part, found) in &mut others {
-                scope.spawn(|_| *found = self.find(part));
-            }
-            self.find(first)
-        });
-        found.extend(others.into_iter().flat_map(|(_, found)| found));
-        found
+        let num_parts = (num_keys / MIN_KEYS_PER_THREAD).clamp(1, self.reader.num_threads);
+        let threads = if num_parts > 1 { self.reader.threads() } else { None };
+        let part_keys = if threads.is_some() { num_keys.div_ceil(num_parts) } else { num_keys };
+        let mut parts = Vec::new();
+        for keys in keys.chunks(part_keys * key_bytes) {
+            parts.push((keys, Part::new(keys.len() / key_bytes, self.table.spec().row_bytes)?, Ok(())));
+        }
+        let find = |(keys, part, result): &mut (&[u8], Part, Result<()>)| *result = self.find(keys, part);
+        match (threads, parts.split_first_mut()) {
+            // The caller reads a part itself: as many reads are under way as there are callers, however busy the threads are.
+            (Some(threads), Some((first, others))) => threads.in_place_scope(|scope| {
+                for part in others {
+                    scope.spawn(|_| find(part));
+                }
+                find(first);
+            }),
+            _ => parts.iter_mut().for_each(find),
+        }
+        parts.into_iter().map(|(_, part, result)| result.map(|()| part)).collect()
     }
 
-    fn find(&self, keys: &[u8]) -> Found<'d> {
-        let stored_keys = keys.chunks_exact(key_bytes(self.table.spec().key_width));
-        let options = &self.reader.options;
-        self.database.db().batched_multi_get_cf_opt(self.column_family, stored_keys, true, options)
+    /// A few keys at a time: what was found is copied, and its block given back, before others are read. So a thread holds few blocks,
+    /// and the allocator does not end up with as many as all threads ever had.
+    fn find(&self, keys: &[u8], part: &mut Part) -> Result<()> {
+        let spec = self.table.spec();
+        let key_bytes = key_bytes(spec.key_width);
+        for keys in keys.chunks(KEYS_PER_CALL * key_bytes) {
+            let stored_keys = || keys.chunks_exact(key_bytes);
+            let options = &self.reader.options;
+            let found =
+                self.database.db().batched_multi_get_cf_opt(self.column_family, stored_keys(), true, options);
+            for (stored_key, row) in stored_keys().zip(found) {
+                let row = self.table.read_ok(self.database, row)?;
+                if let Some(row) = &row
+                    && row.len() != spec.row_bytes
+                {
+                    let key = read_key(stored_key, spec.key_width).unwrap_or_default();
+                    return Err(
+                        wrong_row(spec, key, row.len()).at("database", self.database.path().display())
+                    );
+                }
+                part.push(row.as_deref());
+            }
+        }
+        Ok(())
     }
 }
 

@@ -20,10 +20,31 @@ const ALL_FILES_OPEN: i32 = -1;
 /// Open files otherwise: below the usual limit of 1,024 per process, and with files of 256 MiB enough for 128 GiB.
 const MAX_OPEN_FILES: i32 = 512;
 
+/// Threads that compact: as many keep up with 100,000s of rows a second, and leave processors for lookups.
+const MAX_BACKGROUND_THREADS: usize = 4;
+
+const FILTER_BITS_PER_ROW: f64 = 10.0;
+
+/// RocksDB's default.
+const BLOCK_BYTES: usize = 4096;
+
+/// What RocksDB adds to a row in a block, key included, and what the index takes for a block; measured.
+const ROW_OVERHEAD: usize = 17;
+const INDEX_BYTES_PER_BLOCK: u64 = 28;
+
+/// About what filters and indexes of so many rows take in memory: with them in the block cache, a lookup reads one block for each row.
+pub fn index_bytes(row_bytes: usize, num_rows: u64) -> u64 {
+    let rows_per_block = (BLOCK_BYTES / (row_bytes + ROW_OVERHEAD)).max(1) as u64;
+    let filters = num_rows / 8 * FILTER_BITS_PER_ROW as u64;
+    filters.saturating_add((num_rows / rows_per_block).saturating_mul(INDEX_BYTES_PER_BLOCK))
+}
+
 /// Options of a database, its block cache, and the options of its column families.
 pub(crate) struct OpenOptions {
     /// For the database.
     pub(crate) database: Options,
+    /// Of all of them.
+    pub(crate) cache: Cache,
     /// For our tables.
     pub(crate) table: Options,
     /// For column families that this process was not asked to serve.
@@ -32,7 +53,10 @@ pub(crate) struct OpenOptions {
 
 /// Everything that a database is opened with.
 pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
-    let num_threads = i32::try_from(settings.num_threads.clamp(1, 1024)).unwrap_or(1024);
+    // Threads that compact are no faster than the processors, but each has buffers of some MB and the allocator's memory of its own.
+    let num_processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let num_threads = settings.num_threads.min(num_processors).clamp(1, MAX_BACKGROUND_THREADS);
+    let num_threads = i32::try_from(num_threads).unwrap_or(1);
 
     let mut database = Options::default();
     // A new store begins with an empty directory; a read-only one never creates anything (database.rs).
@@ -42,6 +66,8 @@ pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
     // Flushes and compactions run beside each other; a large compaction is split over the same threads.
     database.increase_parallelism(num_threads);
     database.set_max_subcompactions(num_threads.unsigned_abs());
+    // A quarter of the default, for each file that a compaction reads: an SSD is no faster with more.
+    database.set_compaction_readahead_size(512 << 10);
     database.set_max_open_files(if settings.read_only { ALL_FILES_OPEN } else { MAX_OPEN_FILES });
     database.set_db_write_buffer_size(settings.memtable_bytes);
     database.set_max_total_wal_size(MAX_WAL_BYTES);
@@ -72,7 +98,7 @@ pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
     // Left as they are: not even rewritten in the background.
     foreign.set_disable_auto_compactions(true);
 
-    OpenOptions { database, table, foreign }
+    OpenOptions { database, cache, table, foreign }
 }
 
 fn block_options(cache: &Cache) -> BlockBasedOptions {
@@ -81,7 +107,7 @@ fn block_options(cache: &Cache) -> BlockBasedOptions {
     let mut options = BlockBasedOptions::default();
     options.set_block_cache(cache);
     // 10 bits per key, one filter for a file: 1 % of absent keys cost a read.
-    options.set_bloom_filter(10.0, false);
+    options.set_bloom_filter(FILTER_BITS_PER_ROW, false);
     // Indexes and filters count towards the cache, so that memory is bounded by its size however large the tables
     // are; they go last, and those of the newest files, which every lookup asks, never.
     options.set_cache_index_and_filter_blocks(true);

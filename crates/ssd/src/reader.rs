@@ -45,6 +45,7 @@ pub(crate) fn open_reader(path: &Path, settings: &SsdSettings, tables: &[TableSp
     Ok(OpenDatabase {
         db,
         path: path.to_owned(),
+        cache: options.cache,
         table_options: options.table,
         foreign: HashSet::new(),
         is_read_only: true,

@@ -21,8 +21,8 @@ const DEFAULT_LOAD_BYTES: usize = 256 << 20;
 pub struct SsdSettings {
     /// Directory of the database; created if it does not exist.
     pub path: PathBuf,
-    /// Threads that read rows of a lookup at a time; background threads of RocksDB, for flushes and compactions; and threads that write
-    /// a table which is loaded, as far as there are processors for them.
+    /// Threads that read rows of a lookup at a time; as far as there are processors for them, threads that write a table which is loaded, and
+    /// those of RocksDB, for flushes and compactions, at most four.
     pub num_threads: usize,
     /// Only read. Works while another process writes; the tier sees what was held when it opened.
     pub read_only: bool,

@@ -107,6 +107,11 @@ impl SsdTier {
         })
     }
 
+    /// Changes the size of the block cache, which all tiers of the database share.
+    pub fn set_block_cache_bytes(&self, bytes: usize) {
+        self.database.set_block_cache_bytes(bytes);
+    }
+
     /// What is on disk of a table.
     ///
     /// # Errors
