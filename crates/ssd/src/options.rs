@@ -1,8 +1,8 @@
 //! RocksDB's options: all that differ from its defaults, each with its reason.
 
 use rocksdb::{
-    BlockBasedOptions, Cache, CompactOptions, DBCompressionType, IngestExternalFileOptions, LogLevel,
-    Options, ReadOptions, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, CompactOptions, DBCompressionType,
+    IngestExternalFileOptions, LogLevel, Options, ReadOptions, WriteOptions,
 };
 
 use crate::settings::SsdSettings;
@@ -105,6 +105,11 @@ pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
 fn block_options(cache: &Cache) -> BlockBasedOptions {
     let mut options = BlockBasedOptions::default();
     options.set_block_size(BLOCK_BYTES);
+    // Index and filter in pieces of a page, each of which is cached by itself. In one piece, the filter of a file is up to 5 MB: a table whose
+    // filters exceed the cache would read that for a row, and memory of such sizes, taken and given back, is what allocators keep most of.
+    options.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    options.set_partition_filters(true);
+    options.set_metadata_block_size(4096);
     // Entries of the index are cut to what differs from the one before, which halves it; looking for a key takes a few steps more.
     options.set_index_block_restart_interval(16);
     options.set_block_cache(cache);
