@@ -1,8 +1,10 @@
 //! One piece of a table's version: an index of buckets and the rows that it names, in a file that all processes map.
 
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use hps_core::key::mix;
 use hps_core::{Error, ErrorKind, Key, Result};
 
 use crate::map::Mapping;
@@ -10,7 +12,7 @@ use crate::policy::MARK_BITS;
 
 /// "HPSSHARE".
 const MAGIC: u64 = u64::from_le_bytes(*b"HPSSHARE");
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 const HEADER_BYTES: usize = 4096;
 /// Entries of a bucket: as many keys as a cache line holds, and as many words.
 pub(crate) const WAYS: usize = 8;
@@ -47,6 +49,8 @@ pub(crate) enum Field {
     Fresh = 5,
     /// Freed slots on the stack.
     Freed = 6,
+    /// What its hashes are keyed with, drawn when it is made: nobody can make keys collide.
+    Seed = 7,
     // On lines of their own what is changed often.
     /// The version: extents.
     Extents = 8,
@@ -107,6 +111,9 @@ pub(crate) struct Place(usize, usize);
 #[derive(Debug)]
 pub(crate) struct Extent {
     map: Mapping,
+    /// [`Field::Seed`], and an odd number made of it.
+    flip: u64,
+    multiplier: u64,
     row_bytes: usize,
     num_buckets: usize,
     num_slots: usize,
@@ -149,7 +156,11 @@ impl Sizes {
 impl Extent {
     /// Makes an extent of a file of zeros.
     pub(crate) fn make(file: &File, sizes: Sizes) -> Result<Self> {
-        let extent = Self::map(file, sizes)?;
+        let map = Mapping::new(file).map_err(cannot_map)?;
+        if let Some(seed) = map.u64s(Field::Seed as usize * 8, 1).first() {
+            seed.store(RandomState::new().hash_one(0u64), Ordering::Relaxed);
+        }
+        let extent = Self::on(map, sizes);
         extent.set(Field::Format, FORMAT);
         extent.set(Field::RowBytes, sizes.row_bytes as u64);
         extent.set(Field::Buckets, sizes.num_buckets as u64);
@@ -193,13 +204,13 @@ impl Extent {
         Ok(Self::on(header, sizes))
     }
 
-    fn map(file: &File, sizes: Sizes) -> Result<Self> {
-        Ok(Self::on(Mapping::new(file).map_err(cannot_map)?, sizes))
-    }
-
     fn on(map: Mapping, sizes: Sizes) -> Self {
+        let seed =
+            map.u64s(Field::Seed as usize * 8, 1).first().map_or(0, |seed| seed.load(Ordering::Relaxed));
         Self {
             map,
+            flip: seed,
+            multiplier: mix(seed) | 1,
             row_bytes: sizes.row_bytes,
             num_buckets: sizes.num_buckets,
             num_slots: sizes.num_slots,
@@ -238,9 +249,11 @@ impl Extent {
 
     // ---- reading ----
 
-    /// The buckets of a key, given as `mix(key)`: two different ones.
+    /// The buckets of a key: two different ones.
     #[inline]
-    pub(crate) fn place(&self, mixed: u64) -> Place {
+    pub(crate) fn place(&self, key: Key) -> Place {
+        let product = u128::from(mix(key) ^ self.flip) * u128::from(self.multiplier);
+        let mixed = product as u64 ^ (product >> 64) as u64;
         let scale = |half: u64| ((half * self.num_buckets as u64) >> 32) as usize;
         let first = scale(mixed >> 32);
         let second = scale(mixed & 0xFFFF_FFFF);

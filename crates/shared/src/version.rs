@@ -19,7 +19,7 @@ use crate::settings::Limit;
 const GROUP: usize = 16;
 /// The smallest extent.
 const MIN_ROWS: u64 = 1024;
-/// Each is half of all before, or a 64th where only a few keys have found no place.
+/// Each is half of all before, or a 256th where only a few keys have found no place.
 const MAX_EXTENTS: usize = 200;
 /// Rows that a victim is chosen among, and the most buckets that are looked into for them.
 const SAMPLE: usize = 16;
@@ -192,9 +192,9 @@ impl Version {
             let keys = keys.get(..num).unwrap_or_default();
             found = [None; GROUP];
             if let [first, ..] = extents.as_slice() {
-                keys.iter().for_each(|&key| first.approach(first.place(mix(key))));
+                keys.iter().for_each(|&key| first.approach(first.place(key)));
                 for (found, &key) in found.iter_mut().zip(keys) {
-                    let place = first.place(mix(key));
+                    let place = first.place(key);
                     match first.find_first(key, place) {
                         Some(at) => {
                             first.approach_row(at);
@@ -320,7 +320,7 @@ impl Writing<'_> {
     fn add(&mut self, key: Key, row: &[u8], mark: u64) -> Result<()> {
         loop {
             let vacancy =
-                |extent: &Arc<Extent>| Some((Arc::clone(extent), extent.vacancy(extent.place(mix(key)))?));
+                |extent: &Arc<Extent>| Some((Arc::clone(extent), extent.vacancy(extent.place(key))?));
             if let Some((extent, entry)) = self.extents.iter().find_map(vacancy) {
                 return extent.add(entry, key, row, mark);
             }
@@ -340,8 +340,8 @@ impl Writing<'_> {
         // Where a few keys find no place although there is room, little is enough.
         let room = self.extents.iter().map(|extent| extent.num_rows_at_most()).sum::<usize>() as u64;
         let has_room = self.version.limit.is_some_and(|limit| room >= limit.rows);
-        let is_full = !has_room && self.version.num_rows().saturating_mul(10) > room.saturating_mul(9);
-        let sizes = Sizes::of((if is_full { room / 2 } else { room / 64 }).max(MIN_ROWS), *row_bytes)?;
+        let is_full = !has_room && self.version.num_rows() >= room;
+        let sizes = Sizes::of((if is_full { room / 2 } else { room / 256 }).max(MIN_ROWS), *row_bytes)?;
         // One that was made by a process that was killed before it counted is in the way.
         let file_name = stem.extent(*number, self.extents.len());
         segment.remove_files(|found| found == file_name)?;
@@ -415,7 +415,7 @@ impl Writing<'_> {
 #[inline]
 fn find(extents: &[Arc<Extent>], key: Key) -> Option<(&Extent, Found)> {
     extents.iter().find_map(|extent| {
-        let place: Place = extent.place(mix(key));
+        let place: Place = extent.place(key);
         Some((extent.as_ref(), extent.find(key, place)?))
     })
 }

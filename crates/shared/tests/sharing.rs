@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::{TABLE, insert, limited, load, lookup, open, settings, spec};
+use hps_core::key::mix;
 use hps_core::testing::{row_of, rows_of};
 use hps_core::tier::{CacheTier, Expected, Held, Promotion, Tier, TruthTier};
 use hps_core::update_clock::UpdateClock;
@@ -535,4 +536,32 @@ fn it_grows_and_memory_is_used_again() {
     assert_eq!(lookup(&other, SIZE, &[keys[59_999]]), [Some(row_of(keys[59_999], 11, SIZE))]);
     let later = tier.usage(TABLE).unwrap().bytes;
     assert!(later <= bytes + bytes / 8, "{bytes} bytes became {later}");
+}
+
+#[test]
+fn nobody_can_make_keys_collide() {
+    let parent = tempfile::tempdir().unwrap();
+    let tier = open(&settings(parent.path()), SIZE);
+    insert(&tier, SIZE, &[0], 1);
+    let bytes = tier.usage(TABLE).unwrap().bytes;
+    // Both halves of their hash, as far as anybody knows it, are nearly the same.
+    let is_near = |hash: u64| (hash >> 32) < 1 << 26 && (hash & 0xFFFF_FFFF) < 1 << 26;
+    let keys: Vec<Key> = (1..).filter(|&key| is_near(mix(key))).take(200).collect();
+    insert(&tier, SIZE, &keys, 1);
+    assert_eq!(tier.usage(TABLE).unwrap().bytes, bytes, "it need not grow for 200 rows");
+    assert!(lookup(&tier, SIZE, &keys).iter().all(Option::is_some));
+}
+
+#[test]
+fn a_row_takes_26_bytes_more_than_its_own() {
+    let parent = tempfile::tempdir().unwrap();
+    for row_bytes in [4, 512] {
+        let tier = SharedTier::open(&settings(parent.path()), &[spec(row_bytes)]).unwrap();
+        let keys: Vec<Key> = (0..200_000).map(mix).collect();
+        load(&tier, row_bytes, &keys, 1, "record");
+        let usage = tier.usage(TABLE).unwrap();
+        let more = usage.bytes as f64 / usage.rows as f64 - row_bytes as f64;
+        // Of the pieces for keys that find no place, a 256th of the row comes on top, or 1,024 rows.
+        assert!(more < 26.2 + row_bytes as f64 / 128.0, "{more} bytes of a row of {row_bytes}");
+    }
 }
