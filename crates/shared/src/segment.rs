@@ -28,7 +28,7 @@ const FIRST_TABLE: u64 = 1 << 16;
 const REMOVED: &str = "hps-removed-";
 
 /// Raised when processes of different versions could not share a segment.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// A segment that this process is attached to.
 #[derive(Debug)]

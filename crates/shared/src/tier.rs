@@ -274,7 +274,7 @@ impl TableLoad for SharedLoad<'_> {
     fn put(&mut self, keys: &[Key], rows: Rows<'_>) -> Result<()> {
         let put = || {
             check_rows(self.table.spec().row_bytes, keys, rows)?;
-            let mut writing = self.version.begin_write()?;
+            let mut writing = self.version.begin_write()?.of_a_load();
             keys.iter().zip(rows.iter()).try_for_each(|(&key, row)| writing.insert(key, row, true).map(drop))
         };
         put().map_err(|error| self.name(error))

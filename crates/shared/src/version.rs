@@ -269,7 +269,7 @@ impl Version {
             }
             self.first.set(Field::Rows, rows);
         }
-        Ok(Writing { version: self, extents })
+        Ok(Writing { version: self, extents, is_load: false })
     }
 
     /// A number below `end`.
@@ -283,6 +283,7 @@ impl Version {
 pub(crate) struct Writing<'v> {
     version: &'v Version,
     extents: Vec<Arc<Extent>>,
+    is_load: bool,
 }
 
 impl Drop for Writing<'_> {
@@ -295,6 +296,12 @@ impl Drop for Writing<'_> {
 }
 
 impl Writing<'_> {
+    /// Says that no more rows come than the version was made for.
+    pub(crate) fn of_a_load(mut self) -> Self {
+        self.is_load = true;
+        self
+    }
+
     fn first(&self) -> &Extent {
         &self.version.first
     }
@@ -337,11 +344,19 @@ impl Writing<'_> {
             )
             .at("table", name));
         }
-        // Where a few keys find no place although there is room, little is enough.
+        // Where a few keys find no place although there is room, little is enough: at the end of a load, too. Otherwise a table that is nearly
+        // full goes on to grow, and little would be full at once, over and over.
         let room = self.extents.iter().map(|extent| extent.num_rows_at_most()).sum::<usize>() as u64;
         let has_room = self.version.limit.is_some_and(|limit| room >= limit.rows);
-        let is_full = !has_room && self.version.num_rows() >= room;
-        let sizes = Sizes::of((if is_full { room / 2 } else { room / 256 }).max(MIN_ROWS), *row_bytes)?;
+        let little = (room / 256).max(MIN_ROWS);
+        let had_little = self.extents.len() > 1
+            && self.extents.last().is_some_and(|last| last.num_rows_at_most() as u64 <= little);
+        let is_full = match self.is_load {
+            true => had_little || self.version.num_rows() >= room,
+            false => self.version.num_rows().saturating_mul(10) > room.saturating_mul(9),
+        };
+        let num_rows = if is_full && !has_room { (room / 2).max(MIN_ROWS) } else { little };
+        let sizes = Sizes::of(num_rows, *row_bytes)?;
         // One that was made by a process that was killed before it counted is in the way.
         let file_name = stem.extent(*number, self.extents.len());
         segment.remove_files(|found| found == file_name)?;

@@ -538,6 +538,27 @@ fn it_grows_and_memory_is_used_again() {
     assert!(later <= bytes + bytes / 8, "{bytes} bytes became {later}");
 }
 
+/// Files of a table's pieces, its description among them.
+fn num_files(parent: &Path) -> usize {
+    let folders = std::fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().path());
+    folders.filter(|path| path.is_dir()).map(|path| std::fs::read_dir(path).unwrap().count()).sum()
+}
+
+#[test]
+fn a_large_table_that_grows_gets_few_pieces() {
+    let parent = tempfile::tempdir().unwrap();
+    let tier = SharedTier::open(&settings(parent.path()), &[spec(4)]).unwrap();
+    let keys = |from: u64| -> Vec<Key> { (from..from + 1_000_000).map(mix).collect() };
+    load(&tier, 4, &keys(0), 1, "record");
+    let before = num_files(parent.path());
+    for from in [1_000_000, 2_000_000] {
+        keys(from).chunks(10_000).for_each(|keys| insert(&tier, 4, keys, 1));
+    }
+    let more = num_files(parent.path()) - before;
+    assert!((1..=6).contains(&more), "{more} pieces for three times the rows");
+    assert_eq!(tier.usage(TABLE).unwrap().rows, 3_000_000);
+}
+
 #[test]
 fn nobody_can_make_keys_collide() {
     let parent = tempfile::tempdir().unwrap();
