@@ -24,12 +24,21 @@ pub(crate) fn run(deployment: &Deployment) -> Result<Outcome> {
     if !others.is_empty() {
         lines.push(format!("other column families, left alone: {}", others.join(", ")));
     }
+    let other_load_bytes = database.other_load_bytes();
+    if other_load_bytes > 0 {
+        lines.push(format!(
+            "interrupted loads of other tables: {} in {}/hps_loading; if nobody is to load them, remove what is there while no process \
+             has the database open",
+            bytes(other_load_bytes),
+            path.display()
+        ));
+    }
     Ok(Outcome {
         is_fine: true,
         lines,
         json: json!({
             "command": "inspect", "warnings": deployment.warnings, "database": path, "tables": json,
-            "other_column_families": others,
+            "other_column_families": others, "other_load_bytes": other_load_bytes,
         }),
     })
 }
@@ -71,7 +80,7 @@ fn describe(spec: &TableSpec, state: &TableState, users: &[String], lines: &mut 
         lines.push(format!("  {rows}; {} on disk ({per_row:.1} bytes per row)", bytes(state.usage.bytes)));
     }
     if state.is_being_loaded {
-        lines.push("  is being loaded, or a load was interrupted: the next one of the same model files goes on with it".into());
+        lines.push("  is being loaded, or a load was interrupted: the next one of the same model files goes on with what it has sorted".into());
     }
     Ok(())
 }

@@ -146,6 +146,12 @@ impl Database {
         Ok(names)
     }
 
+    /// Bytes of what interrupted loads of other tables than the open ones have left.
+    pub(crate) fn other_load_bytes(&self) -> u64 {
+        let specs: Vec<TableSpec> = self.tables.lock().values().map(|table| table.spec().clone()).collect();
+        leftovers::bytes_of_others(&self.path, &specs)
+    }
+
     pub(crate) fn has_column_family(&self, name: &str) -> bool {
         self.db.cf_handle(name).is_some() || self.undropped.lock().contains(name)
     }
@@ -335,9 +341,21 @@ fn open_writer(path: &Path, settings: &SsdSettings, tables: &[TableSpec]) -> Res
     });
     let db = Db::open_cf_descriptors(&options.database, path, descriptors)
         .map_err(|error| cannot_open(path, error))?;
-    leftovers::tidy(path);
+    leftovers::tidy(path, &tables_with_loads(&db));
     let OpenOptions { cache, table: table_options, .. } = options;
     Ok(OpenDatabase { db, path: path.to_owned(), cache, table_options, foreign, is_read_only: false })
+}
+
+/// Tables whose records say that a load has begun and not ended.
+fn tables_with_loads(db: &Db) -> Vec<String> {
+    let Some(records) = db.cf_handle(RECORDS) else { return Vec::new() };
+    let entries = db.iterator_cf(&records, rocksdb::IteratorMode::Start).map_while(|entry| entry.ok());
+    // A record that cannot be understood is no reason to remove anything.
+    let may_load = |text: &[u8]| TableRecord::from_text(text).map_or(true, |record| record.loading.is_some());
+    entries
+        .filter(|(_, text)| may_load(text))
+        .map(|(table, _)| String::from_utf8_lossy(&table).into_owned())
+        .collect()
 }
 
 pub(crate) fn cannot_open(path: &Path, cause: rocksdb::Error) -> Error {

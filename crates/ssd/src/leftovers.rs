@@ -10,8 +10,13 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 const DIRECTORY: &str = "hps_loading";
 
-fn prefix(table: &TableSpec) -> String {
-    format!("{:016x}-", xxh3_64(table.name.as_bytes()))
+fn prefix(table: &str) -> String {
+    format!("{:016x}-", xxh3_64(table.as_bytes()))
+}
+
+fn entries(database: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(database.join(DIRECTORY)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
 
 /// The directory of every load of the table from `origin` that sorts in pieces of this size.
@@ -19,23 +24,22 @@ pub(crate) fn directory_of(database: &Path, table: &TableSpec, origin: &str, mem
     let TableSpec { row_bytes, key_width, .. } = table;
     let mut hash = Xxh3::new();
     hash.update(format!("{row_bytes} {key_width:?} {memory_bytes} {origin}").as_bytes());
-    database.join(DIRECTORY).join(format!("{}{:016x}", prefix(table), hash.digest()))
+    database.join(DIRECTORY).join(format!("{}{:016x}", prefix(&table.name), hash.digest()))
 }
 
 /// A directory that no load of the table has had.
 pub(crate) fn new_directory(database: &Path, table: &TableSpec) -> PathBuf {
     // What could not be removed is not in the way.
-    let directories = (0u64..).map(|number| format!("{}{number}", prefix(table)));
+    let directories = (0u64..).map(|number| format!("{}{number}", prefix(&table.name)));
     let mut directories = directories.map(|name| database.join(DIRECTORY).join(name));
     directories.find(|directory| !directory.exists()).unwrap_or_default()
 }
 
 fn all(database: &Path, table: &TableSpec) -> impl Iterator<Item = PathBuf> {
-    let prefix = prefix(table);
-    let entries = std::fs::read_dir(database.join(DIRECTORY)).into_iter().flatten().flatten();
-    entries
-        .filter(move |entry| entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()))
-        .map(|entry| entry.path())
+    let prefix = prefix(&table.name);
+    entries(database).filter(move |path| {
+        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
+    })
 }
 
 /// True if a load of the table has left something.
@@ -51,7 +55,28 @@ pub(crate) fn remove(database: &Path, table: &TableSpec, kept: Option<&Path>) {
     }
 }
 
-/// Removes the directory of all loads if nothing is left of any. No load must have begun yet.
-pub(crate) fn tidy(database: &Path) {
+/// Removes what belongs to no load that any of these tables has begun, and the directory of all loads if nothing is left of any. For a
+/// database that has just been opened.
+pub(crate) fn tidy(database: &Path, begun: &[String]) {
+    let prefixes: Vec<String> = begun.iter().map(|table| prefix(table)).collect();
+    for path in entries(database) {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        if !prefixes.iter().any(|prefix| name.starts_with(prefix.as_bytes())) {
+            drop(std::fs::remove_dir_all(path));
+        }
+    }
     drop(std::fs::remove_dir(database.join(DIRECTORY)));
+}
+
+/// Bytes of what loads of other tables than these have left.
+pub(crate) fn bytes_of_others(database: &Path, tables: &[TableSpec]) -> u64 {
+    let prefixes: Vec<String> = tables.iter().map(|table| prefix(&table.name)).collect();
+    let is_other = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        !prefixes.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+    };
+    let files = entries(database)
+        .filter(is_other)
+        .flat_map(|path| std::fs::read_dir(path).into_iter().flatten().flatten());
+    files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum()
 }

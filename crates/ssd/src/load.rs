@@ -106,8 +106,10 @@ impl<'t> SsdLoad<'t> {
         if moved {
             return Ok(sorted.rows);
         }
-        add(sorted.files, false)
-            .map_err(|error| self.failed("cannot add the rows that were loaded", error))?;
+        let copied = add(sorted.files.clone(), false);
+        // They would take the table's size once more; from its runs they can be merged again.
+        sorted.files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+        copied.map_err(|error| self.failed("cannot add the rows that were loaded", error))?;
         Ok(sorted.rows)
     }
 
@@ -183,6 +185,10 @@ impl TableLoad for SsdLoad<'_> {
             self.check(&rows)?;
             self.ingest(&mut rows, written)?;
             self.database.end_loading(&self.name)?;
+            if rows.num_ingestions > 1 {
+                // Compacted, the table needs its size once more: there has to be room for that, and not for what was sorted besides.
+                rows.sorter.clear();
+            }
             // One run of files that do not overlap: each lookup asks one file, and no later start has to tidy up.
             if rows.num_ingestions > 1 { self.compact()? } else { rows.num_rows }
         };

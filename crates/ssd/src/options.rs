@@ -81,8 +81,7 @@ pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
     database.set_stats_dump_period_sec(0);
     database.set_stats_persist_period_sec(0);
 
-    // Lock-free, unlike the default LRU cache, and with shards of at least 32 MiB: the filter of a 256 MiB file is
-    // 4 MiB and would never stay in the LRU cache's small shards.
+    // Lock-free, unlike the default LRU cache: all threads of all lookups go through it.
     let cache = Cache::new_hyper_clock_cache(settings.block_cache_bytes, 0);
     let mut table = Options::default();
     table.set_block_based_table_factory(&block_options(&cache));
@@ -113,7 +112,7 @@ fn block_options(cache: &Cache) -> BlockBasedOptions {
     // Entries of the index are cut to what differs from the one before, which halves it; looking for a key takes a few steps more.
     options.set_index_block_restart_interval(16);
     options.set_block_cache(cache);
-    // 10 bits per key, one filter for a file: 1 % of absent keys cost a read.
+    // 10 bits per key: 1 % of absent keys cost a read.
     options.set_bloom_filter(FILTER_BITS_PER_ROW, false);
     // Indexes and filters count towards the cache, so that memory is bounded by its size however large the tables
     // are; they go last, and those of the newest files, which every lookup asks, never.

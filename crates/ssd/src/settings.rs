@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Size of the block cache unless another is given: enough for the filters of about 200 million rows, so that an
+/// Size of the block cache unless another is given: enough for indexes and filters of about 100 million rows, so that an
 /// absent key costs no read and a present one costs a single read.
 const DEFAULT_BLOCK_CACHE_BYTES: usize = 256 << 20;
 

@@ -89,6 +89,24 @@ impl Piece {
     }
 }
 
+/// A run that an earlier process left. It is opened when its first piece comes: there may be more of them than files may be open.
+#[derive(Debug)]
+struct Left {
+    path: PathBuf,
+    first_piece: u64,
+    num_pieces: usize,
+    num_rows: u64,
+}
+
+impl Left {
+    /// None if it cannot be read or is not whole: then it is written again.
+    fn find(path: PathBuf, row_bytes: usize) -> Option<Self> {
+        let run = Run::open(path, row_bytes).ok().flatten()?;
+        let (first_piece, num_pieces, num_rows) = (run.first_piece, run.pieces.len(), run.num_rows());
+        Some(Self { path: run.path, first_piece, num_pieces, num_rows })
+    }
+}
+
 /// What became of a piece.
 #[derive(Debug)]
 enum Done {
@@ -126,7 +144,7 @@ pub(crate) struct Sorter {
     writing: Option<JoinHandle<Result<(Done, Piece)>>>,
     runs: Vec<Run>,
     /// Runs that an earlier process left; of those that begin with the same piece the longest first.
-    left: Vec<Run>,
+    left: Vec<Left>,
     /// One of them that has more pieces than have come, and how many have.
     following: Option<(Run, usize)>,
 }
@@ -161,15 +179,13 @@ impl Sorter {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let paths =
             entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "run"));
-        // What cannot be read or is not whole is written again.
-        self.left = paths.filter_map(|path| Run::open(path, self.row_bytes).ok().flatten()).collect();
-        self.left.sort_by_key(|run| (run.first_piece, Reverse(run.pieces.len())));
+        self.left = paths.filter_map(|path| Left::find(path, self.row_bytes)).collect();
+        self.left.sort_by_key(|run| (run.first_piece, Reverse(run.num_pieces)));
         let (mut num_rows, mut next_piece) = (0, 0);
-        while let Some(run) =
-            self.left.iter().find(|run| run.first_piece == next_piece && !run.pieces.is_empty())
-        {
-            num_rows += run.num_rows();
-            next_piece += run.pieces.len() as u64;
+        let is_next = |run: &&Left, piece: u64| run.first_piece == piece && run.num_pieces > 0;
+        while let Some(run) = self.left.iter().find(|run| is_next(run, next_piece)) {
+            num_rows += run.num_rows;
+            next_piece += run.num_pieces as u64;
         }
         num_rows
     }
@@ -215,7 +231,7 @@ impl Sorter {
         let number = self.num_pieces;
         self.num_pieces += 1;
         let expected = self.following.as_ref().and_then(|(run, done)| run.pieces.get(*done)).copied();
-        let left: Vec<Run> = match expected {
+        let left: Vec<Left> = match expected {
             Some(_) => Vec::new(),
             None => self.left.extract_if(.., |run| run.first_piece == number).collect(),
         };
@@ -228,7 +244,8 @@ impl Sorter {
             }
             // All of a run is verified before its first piece is forgotten: afterwards nobody could write it again.
             let is_whole = |run: &Run| run.pieces.first() == Some(&fingerprint) && run.verify().is_ok();
-            if let Some(run) = left.into_iter().find(is_whole) {
+            let mut runs = left.into_iter().filter_map(|run| Run::open(run.path, row_bytes).ok().flatten());
+            if let Some(run) = runs.find(is_whole) {
                 return Ok((Done::Begins(run), piece));
             }
             piece.sort();
@@ -360,8 +377,8 @@ impl Sorter {
         self.left.clear();
         self.following = None;
         self.piece = Piece::default();
-        // What cannot be removed now is removed by the next start.
-        drop(std::fs::remove_dir_all(&self.directory));
+        // What cannot be removed now is removed by the next load or start. Afterwards the directory may be another load's.
+        drop(std::fs::remove_dir_all(std::mem::take(&mut self.directory)));
     }
 
     /// The first order of each table file's range, ascending; of the first one 0.
@@ -728,16 +745,38 @@ mod tests {
             let path = directory.path().join(left);
             let run = path.join("000000-000004.run");
             let before = modified(&run);
+            let tables: Vec<(PathBuf, std::time::SystemTime)> = expected
+                .0
+                .iter()
+                .map(|name| path.join(name))
+                .filter(|file| file.exists())
+                .map(|file| (file.clone(), modified(&file)))
+                .collect();
+            assert_eq!(tables.len(), if left == "finished" { expected.0.len() } else { 0 });
             let mut again = sorter("unused");
             assert_eq!(again.resume(path.clone()), sorted, "{left}");
             put(&mut again, 0..20_000, 1);
             let found = finished(&mut again);
             assert!(found == expected, "{left}");
             assert_eq!(modified(&run), before);
+            assert!(
+                tables.iter().all(|(file, time)| modified(file) == *time),
+                "table files are not written again"
+            );
             assert!(path.exists());
             drop(again);
             assert!(!path.exists(), "nothing is left");
         }
+        // Table files of other rows are no use.
+        let mut first = sorter("one piece");
+        put(&mut first, 0..1_000, 1);
+        drop(finished(&mut first));
+        left_by(&mut first, &directory.path().join("one piece left"));
+        let mut second = sorter("unused");
+        second.resume(directory.path().join("one piece left"));
+        put(&mut second, 0..1_000, 2);
+        let (_, rows) = finished(&mut second);
+        assert!(rows.iter().all(|(&key, row)| *row == row_of(key, 2, ROW_BYTES)));
     }
 
     #[test]

@@ -43,6 +43,10 @@ impl Table {
     /// of `spec`.
     pub(crate) fn open(database: &Database, spec: &TableSpec) -> Result<Self> {
         let record = match database.read_record(&spec.name)? {
+            // Of a load that was interrupted only: it binds nobody.
+            Some(record) if holds_nothing(&record) && !has_sizes(spec, &record) => {
+                begin_anew(database, spec, record)?
+            }
             Some(record) => {
                 check_sizes(database, spec, record.key_bytes, record.row_bytes)?;
                 recover(database, spec, record)?
@@ -167,7 +171,8 @@ impl Table {
         }
         let mut name = String::new();
         self.change(database, Durability::Synced, |record| {
-            record.dropping = None;
+            // What was named before is dropped by now, so that its name is free.
+            (record.loading, record.dropping) = (None, None);
             name = unused_name(database, &self.spec, record);
             record.loading = Some(name.clone());
         })?;
@@ -179,6 +184,10 @@ impl Table {
     pub(crate) fn forget_interrupted(&self, database: &Database) -> Result<()> {
         if self.is_loading.load(Ordering::Acquire) || self.record().loading.is_none() {
             return Ok(());
+        }
+        if let Some(name) = &self.record().loading {
+            // If that fails, the record goes on to name it.
+            database.drop_column_family(name)?;
         }
         leftovers::remove(database.path(), &self.spec, None);
         self.change(database, Durability::Logged, |record| record.loading = None)
@@ -288,6 +297,27 @@ fn recover(database: &Database, spec: &TableSpec, mut record: TableRecord) -> Re
         database.write_record(spec, &record, Durability::Logged)?;
     }
     Ok(record)
+}
+
+fn holds_nothing(record: &TableRecord) -> bool {
+    record.active.is_none() && record.held == Held::Nothing
+}
+
+fn has_sizes(spec: &TableSpec, record: &TableRecord) -> bool {
+    record.key_bytes == key_bytes(spec.key_width) && record.row_bytes == spec.row_bytes
+}
+
+/// Removes what a load of other sizes has left of a table that holds nothing.
+fn begin_anew(database: &Database, spec: &TableSpec, record: TableRecord) -> Result<TableRecord> {
+    let nothing = TableRecord::nothing(spec);
+    if !database.is_read_only() {
+        for name in [&record.loading, &record.dropping].into_iter().flatten() {
+            database.drop_column_family(name)?;
+        }
+        leftovers::remove(database.path(), spec, None);
+        database.write_record(spec, &nothing, Durability::Logged)?;
+    }
+    Ok(nothing)
 }
 
 /// Refuses a table whose stored sizes are not those that are asked for.

@@ -53,7 +53,8 @@ pub struct SsdTier {
 
 impl SsdTier {
     /// Opens the database at `settings.path`, or the handle that this process has on it already, and makes a new one
-    /// where there is none. What an interrupted load left of these tables is removed; other tables are left alone.
+    /// where there is none. What an interrupted load left of these tables is never served; its sorted rows stay for a load that goes on
+    /// ([`TableLoad::resume`]). Other tables are left alone.
     ///
     /// # Errors
     /// `Config` if the path is a file, or stored keys or rows have other sizes than `tables` says; `InvalidArgument`
@@ -107,9 +108,11 @@ impl SsdTier {
         })
     }
 
-    /// Changes the size of the block cache, which all tiers of the database share.
+    /// Changes the size of the block cache, unless other tiers share the database: the first one decides for all.
     pub fn set_block_cache_bytes(&self, bytes: usize) {
-        self.database.set_block_cache_bytes(bytes);
+        if Arc::strong_count(&self.database) == 1 {
+            self.database.set_block_cache_bytes(bytes);
+        }
     }
 
     /// What is on disk of a table.
@@ -133,6 +136,11 @@ impl SsdTier {
     /// `Storage` if the database cannot be read.
     pub fn other_column_families(&self) -> Result<Vec<String>> {
         self.database.other_column_families()
+    }
+
+    /// Bytes that interrupted loads of other tables than those that this process has opened have left on disk.
+    pub fn other_load_bytes(&self) -> u64 {
+        self.database.other_load_bytes()
     }
 
     /// Makes a table one sorted run again, which is what lookups read fastest. Other tables, and lookups and updates of this one, go on

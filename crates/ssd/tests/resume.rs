@@ -166,3 +166,47 @@ fn a_load_goes_on_with_no_other_after_its_first_row() {
     load.put(&[1], Rows::new(&rows_of(&[1], 1, 64), 64).unwrap()).unwrap();
     assert!(load.resume("origin").is_err());
 }
+
+#[test]
+fn what_belongs_to_no_interrupted_load_is_removed_and_what_does_is_told() {
+    let other = [spec("hps_et.m.other", 64, KeyWidth::Bits64)];
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let left = kill("put", path);
+    for name in ["0", "0123456789abcdef-1"] {
+        std::fs::create_dir(path.join("hps_loading").join(name)).unwrap();
+    }
+    // A start that is not asked to serve the table leaves it alone, and can tell what it takes.
+    let tier = open(path, &other);
+    assert!(tier.other_load_bytes() > 1 << 20, "{}", tier.other_load_bytes());
+    drop(tier);
+    assert_eq!(leftovers(path), [left]);
+    assert_eq!(open(path, &one_table()).other_load_bytes(), 0);
+}
+
+#[test]
+fn a_load_that_was_interrupted_binds_nobody_to_its_sizes() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let left = kill("put", path);
+    let wider = [spec("hps_et.m.sparse_embedding0", 128, KeyWidth::Bits64)];
+    assert_eq!(open_read_only(path, &wider).unwrap().held(TABLE).unwrap(), Held::Nothing);
+    assert!(left.exists());
+    let tier = open(path, &wider);
+    assert!(!left.exists() && !tier.state(TABLE).unwrap().is_being_loaded);
+    load(&tier, &[1, 2], 1, 128, "record");
+    assert_eq!(tier.state(TABLE).unwrap().column_family.unwrap(), "hps_et.m.sparse_embedding0");
+}
+
+#[test]
+fn a_load_that_goes_on_takes_the_name_that_others_read_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    kill("put", path);
+    let tier = open(path, &one_table());
+    let mut load = tier.begin_load(TABLE, Expected::rows(NUM_KEYS)).unwrap();
+    load.resume("origin").unwrap();
+    put(load.as_mut(), false);
+    load.commit("record", &|_| {}).unwrap();
+    assert_eq!(tier.state(TABLE).unwrap().column_family.unwrap(), "hps_et.m.sparse_embedding0");
+}
