@@ -1,4 +1,4 @@
-"""Model files into the database (`hps load`) beside `cp` of the same files to the same disk, in turns.
+"""Model files into the database (`hps load`) beside `cp` of the same files, in turns.
 
 Both begin with files that are not in the page cache and end with what they wrote on the disk
 (`cp` and `sync`; a load syncs by itself).
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 
-def write_model_files(folder: Path, rows: int, dim: int, hashed: bool) -> int:
+def write_model_files(folder: Path, rows: int, dim: int, *, hashed: bool) -> int:
     """Random rows; keys from 0 on, or 63 bits of a hash of them. Returns their bytes."""
     folder.mkdir()
     rng = np.random.default_rng(3)
@@ -107,7 +107,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=arguments.dir) as name:
                 home = Path(name)
                 files = home / "table"
-                num_bytes = write_model_files(files, arguments.rows, dim, hashed)
+                num_bytes = write_model_files(files, arguments.rows, dim, hashed=hashed)
                 copies, loads = [], []
                 for _ in range(arguments.repeat):
                     copies.append(copy(files, home / "copy"))
@@ -117,8 +117,9 @@ def main() -> None:
                 times = [seconds for seconds, _, _ in loads]
                 copied, loaded = statistics.median(copies), statistics.median(times)
                 ratios = [mine / theirs for mine, theirs in zip(times, copies, strict=True)]
+                keys = "hashed" if hashed else "dense"
                 print(
-                    f"{arguments.rows:,} rows of dim {dim}, {'hashed' if hashed else 'dense'} keys, "
+                    f"{arguments.rows:,} rows of dim {dim}, {keys} keys, "
                     f"{num_bytes / 1e9:.2f} GB: cp {copied:.2f} s ({min(copies):.2f} to "
                     f"{max(copies):.2f}), {num_bytes / copied / 1e9:.2f} GB/s; hps load "
                     f"{loaded:.2f} s ({min(times):.2f} to {max(times):.2f}), "
