@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -40,17 +41,20 @@ def write_model_files(folder: Path, rows: int, dim: int, *, hashed: bool) -> int
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def forget(folder: Path) -> None:
-    """Takes the files out of the page cache."""
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
+def forget(files: Iterable[Path]) -> None:
+    """Takes files out of the page cache."""
+    for file in files:
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
 
 
 def copy(files: Path, to: Path) -> float:
     """Seconds of a copy that is on the disk when it ends."""
-    forget(files)
+    forget(files.iterdir())
     start = time.perf_counter()
     subprocess.run(["cp", "-r", files, to], check=True)
     for file in to.iterdir():
@@ -62,7 +66,7 @@ def copy(files: Path, to: Path) -> float:
 
 def load(home: Path, files: Path, dim: int) -> tuple[float, int, int]:
     """Seconds of a load, the process's largest memory, and the bytes of the database."""
-    forget(files)
+    forget(files.iterdir())
     config = {
         "supportlonglong": True,
         "persistent_db": {"type": "rocks_db", "path": str(home / "rocksdb")},

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cpu import power_law
+from load import forget
 
 import hps_torch
 
@@ -25,13 +26,7 @@ import hps_torch
 def drop_pages(folder: Path, stop: threading.Event) -> None:
     """Drops the table files' pages again and again."""
     while not stop.wait(0.05):
-        for file in folder.glob("*.sst"):
-            try:
-                descriptor = os.open(file, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
+        forget(folder.glob("*.sst"))
 
 
 def main() -> None:

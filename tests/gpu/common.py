@@ -42,7 +42,7 @@ CACHES = ("static", "dynamic", "uvm")
 TIERS = ("host", "host and ssd")
 #: What a few tests put there besides: memory that processes share, and host memory within a budget.
 ALL_TIERS = (*TIERS, "shared", "shared and ssd", "budget and ssd")
-#: Of the host memory that "budget and ssd" has: not enough for the rows of any test.
+#: What "budget and ssd" has: not enough for the rows of test_rows.
 BUDGET = 24 << 20
 
 torch.set_num_threads(1)

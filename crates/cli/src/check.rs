@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::deployment::{Deployment, available_memory, free_bytes, numbered, shape};
 use crate::output::{Outcome, bytes, grouped};
 
-/// What memory that processes share takes for a row beyond the row.
+/// What memory that processes share takes for a row beyond the row; a 256th of the row comes on top.
 const SHARED_BYTES_PER_ROW: u64 = 26;
 /// What the database takes for a row beyond the row and its key, filters and indexes included, rounded up.
 const SSD_BYTES_PER_ROW: u64 = 16;
@@ -171,7 +171,7 @@ fn host_need(deployment: &Deployment, spec: &TableSpec, rows: u64) -> u64 {
     let Some(settings) = &deployment.config.volatile_db else { return 0 };
     let rows = rows_to_cache(settings, None, rows).map_or(rows, |most| most.min(rows));
     let more = match settings.kind {
-        VolatileDbKind::MultiProcessHashMap => SHARED_BYTES_PER_ROW,
+        VolatileDbKind::MultiProcessHashMap => SHARED_BYTES_PER_ROW + spec.row_bytes as u64 / 256,
         _ => budget::BYTES_PER_ROW,
     };
     rows.saturating_mul(spec.row_bytes as u64 + more)

@@ -7,10 +7,10 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use crate::device::{DeviceTier, Part};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::key::{Key, TableId};
 use crate::observer::{Observer, Progress, Silent};
-use crate::row::{Rows, RowsMut};
+use crate::row::{Rows, RowsMut, uneven};
 use crate::store::{EmbeddingStore, Table};
 use crate::update_clock::ClockSnapshot;
 
@@ -181,8 +181,4 @@ impl Filling<'_> {
 struct Piece {
     keys: Vec<Key>,
     rows: Vec<u8>,
-}
-
-fn uneven() -> Error {
-    Error::new(ErrorKind::Internal, "a buffer is no whole number of rows")
 }

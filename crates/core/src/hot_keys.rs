@@ -15,7 +15,7 @@ use crate::batch::Batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, TableId};
 use crate::observer::{Observer, Progress};
-use crate::row::{Rows, RowsMut};
+use crate::row::{Rows, RowsMut, uneven};
 use crate::tier::{CacheTier, Promotion, TableSpec, TruthTier};
 use crate::update_clock::UpdateClock;
 
@@ -151,10 +151,6 @@ fn use_rows(cache: &dyn CacheTier, (table, spec): (TableId, &TableSpec), keys: &
         cache.lookup(table, Batch::all(&keys), &mut rows, &mut Vec::new())?;
     }
     Ok(())
-}
-
-fn uneven() -> Error {
-    Error::new(ErrorKind::Internal, "a buffer is no whole number of rows")
 }
 
 #[cfg(test)]

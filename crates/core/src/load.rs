@@ -19,7 +19,7 @@ use crate::key::{Key, TableId, display_key};
 use crate::model_files::ModelFiles;
 use crate::observer::{Observer, Progress};
 use crate::record::{Compared, SourceRecord, TableRecord};
-use crate::row::{Rows, RowsMut};
+use crate::row::{Rows, RowsMut, uneven};
 use crate::tier::{CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, TruthTier};
 use crate::update_clock::UpdateClock;
 
@@ -329,10 +329,6 @@ fn rows_mut(bytes: &mut [u8], row_bytes: usize) -> Result<RowsMut<'_>> {
 
 fn rows(bytes: &[u8], row_bytes: usize) -> Result<Rows<'_>> {
     Rows::new(bytes, row_bytes).ok_or_else(uneven)
-}
-
-fn uneven() -> Error {
-    Error::new(ErrorKind::Internal, "a buffer is no whole number of rows")
 }
 
 /// Carries rows of a table from the truth into a cache tier: all, or up to `max_rows`. `expected` says what that will probably be.

@@ -1,8 +1,8 @@
 //! Reading what a device holds again from the tiers below, piece by piece, while lookups go on.
 
 use crate::device::DeviceTier;
-use crate::error::{Error, ErrorKind, Result};
-use crate::row::{Rows, RowsMut};
+use crate::error::Result;
+use crate::row::{Rows, RowsMut, uneven};
 use crate::store::{EmbeddingStore, Table};
 
 /// Rows that are read at a time.
@@ -60,8 +60,4 @@ impl EmbeddingStore {
         }
         Ok(resident.len() as u64)
     }
-}
-
-fn uneven() -> Error {
-    Error::new(ErrorKind::Internal, "a buffer is no whole number of rows")
 }

@@ -32,6 +32,11 @@ pub fn check_rows(row_bytes: usize, keys: &[Key], rows: Rows<'_>) -> Result<()> 
     ))
 }
 
+/// For a buffer of this process that cannot be seen as rows.
+pub(crate) fn uneven() -> Error {
+    Error::new(ErrorKind::Internal, "a buffer is no whole number of rows")
+}
+
 /// Rows to read, one after another without gaps.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {

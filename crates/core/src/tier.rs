@@ -262,6 +262,9 @@ pub trait TruthTier: Tier {
     }
 }
 
+/// Called now and then while a load is completed, from several threads, with the number of rows that are done.
+pub type Written<'w> = &'w (dyn Fn(u64) + Sync);
+
 /// A table that is being loaded. Dropped without commit, it leaves what was held before.
 pub trait TableLoad {
     /// Says where all rows will come from, before the first one is put. A tier on a disk that has work of a load from the same `origin`
@@ -289,11 +292,11 @@ pub trait TableLoad {
 
     /// Makes the rows durable as far as the tier is, then switches readers to them and records `record`; the old
     /// rows are gone. Interrupted at any moment, the next start sees either the old table or the new one, whole.
-    /// `written` is called now and then, from several threads, with the number of rows that are done; never where that is soon.
+    /// `written` is never called where that is soon.
     ///
     /// Returns the number of distinct keys loaded.
     ///
     /// # Errors
     /// As [`Tier::insert`]. The old rows are then still held.
-    fn commit(self: Box<Self>, record: &str, written: &(dyn Fn(u64) + Sync)) -> Result<u64>;
+    fn commit(self: Box<Self>, record: &str, written: Written<'_>) -> Result<u64>;
 }

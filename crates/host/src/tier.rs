@@ -7,7 +7,8 @@ use arc_swap::{ArcSwap, Guard};
 use hps_core::device::{AddressVisitor, ReachableRows};
 use hps_core::memory::BlockAllocator;
 use hps_core::tier::{
-    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
+    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier,
+    Visitor, Written,
 };
 use hps_core::{Batch, Error, ErrorKind, Key, Result, Rows, RowsMut, TableId};
 use parking_lot::Mutex;
@@ -288,7 +289,7 @@ impl TableLoad for HostLoad<'_> {
     }
 
     /// Counts evicted keys too; one that was evicted and came again counts twice.
-    fn commit(self: Box<Self>, record: &str, _: &(dyn Fn(u64) + Sync)) -> Result<u64> {
+    fn commit(self: Box<Self>, record: &str, _: Written<'_>) -> Result<u64> {
         let Self { turn, table } = *self;
         // Keys that came again have left rows behind, which nobody has seen.
         table.reclaim(true);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use hps_core::row::{check_row_bytes, check_rows};
 use hps_core::tier::{
-    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
+    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier,
+    Visitor, Written,
 };
 use hps_core::{Batch, Error, ErrorKind, Key, Result, Rows, RowsMut, TableId};
 
@@ -285,7 +286,7 @@ impl TableLoad for SharedLoad<'_> {
     }
 
     /// Counts evicted keys too; one that was evicted and came again counts twice.
-    fn commit(self: Box<Self>, record: &str, _: &(dyn Fn(u64) + Sync)) -> Result<u64> {
+    fn commit(self: Box<Self>, record: &str, _: Written<'_>) -> Result<u64> {
         let Self { _turn, table, version } = *self;
         let rows = version.num_rows() + version.num_evicted();
         let number = version.number;

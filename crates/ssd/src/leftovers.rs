@@ -14,6 +14,12 @@ fn prefix(table: &str) -> String {
     format!("{:016x}-", xxh3_64(table.as_bytes()))
 }
 
+/// True for the directory of a load of a table with one of these prefixes.
+fn is_of(directory: &Path, prefixes: &[String]) -> bool {
+    let name = directory.file_name().unwrap_or_default().as_encoded_bytes();
+    prefixes.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+}
+
 fn entries(database: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = std::fs::read_dir(database.join(DIRECTORY)).into_iter().flatten().flatten();
     entries.map(|entry| entry.path())
@@ -36,10 +42,8 @@ pub(crate) fn new_directory(database: &Path, table: &TableSpec) -> PathBuf {
 }
 
 fn all(database: &Path, table: &TableSpec) -> impl Iterator<Item = PathBuf> {
-    let prefix = prefix(&table.name);
-    entries(database).filter(move |path| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
-    })
+    let prefix = [prefix(&table.name)];
+    entries(database).filter(move |directory| is_of(directory, &prefix))
 }
 
 /// True if a load of the table has left something.
@@ -59,11 +63,8 @@ pub(crate) fn remove(database: &Path, table: &TableSpec, kept: Option<&Path>) {
 /// database that has just been opened.
 pub(crate) fn tidy(database: &Path, begun: &[String]) {
     let prefixes: Vec<String> = begun.iter().map(|table| prefix(table)).collect();
-    for path in entries(database) {
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        if !prefixes.iter().any(|prefix| name.starts_with(prefix.as_bytes())) {
-            drop(std::fs::remove_dir_all(path));
-        }
+    for directory in entries(database).filter(|directory| !is_of(directory, &prefixes)) {
+        drop(std::fs::remove_dir_all(directory));
     }
     drop(std::fs::remove_dir(database.join(DIRECTORY)));
 }
@@ -71,12 +72,8 @@ pub(crate) fn tidy(database: &Path, begun: &[String]) {
 /// Bytes of what loads of other tables than these have left.
 pub(crate) fn bytes_of_others(database: &Path, tables: &[TableSpec]) -> u64 {
     let prefixes: Vec<String> = tables.iter().map(|table| prefix(&table.name)).collect();
-    let is_other = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        !prefixes.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
-    };
     let files = entries(database)
-        .filter(is_other)
+        .filter(|directory| !is_of(directory, &prefixes))
         .flat_map(|path| std::fs::read_dir(path).into_iter().flatten().flatten());
     files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum()
 }

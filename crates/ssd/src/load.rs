@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hps_core::batch::Batch;
 use hps_core::key::Key;
 use hps_core::row::{Rows, RowsMut};
-use hps_core::tier::TableLoad;
+use hps_core::tier::{TableLoad, Written};
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
@@ -14,7 +14,7 @@ use crate::error::table_storage;
 use crate::leftovers;
 use crate::lookup::Reader;
 use crate::options::{TABLE_FILE_BYTES, compact_options, ingest_options, scan_options};
-use crate::sort::{Sorter, Written};
+use crate::sort::Sorter;
 use crate::table::Table;
 use crate::write::check_rows;
 
@@ -185,12 +185,14 @@ impl TableLoad for SsdLoad<'_> {
             self.check(&rows)?;
             self.ingest(&mut rows, written)?;
             self.database.end_loading(&self.name)?;
-            if rows.num_ingestions > 1 {
-                // Compacted, the table needs its size once more: there has to be room for that, and not for what was sorted besides.
-                rows.sorter.clear();
-            }
             // One run of files that do not overlap: each lookup asks one file, and no later start has to tidy up.
-            if rows.num_ingestions > 1 { self.compact()? } else { rows.num_rows }
+            if rows.num_ingestions > 1 {
+                // That needs the table's size once more: there has to be room for it, and not for what was sorted besides.
+                rows.sorter.clear();
+                self.compact()?
+            } else {
+                rows.num_rows
+            }
         };
         self.has_ended = true;
         self.table.commit_load(self.database, &self.name, num_rows, record)?;

@@ -126,7 +126,7 @@ fn block_options(cache: &Cache) -> BlockBasedOptions {
 ///
 /// Measured and not done (docs/benchmarks.md): direct reads are up to a fifth faster where nothing is in the page cache, but make no use
 /// of it; blocks aligned to pages are as fast, but take 4 % more disk of rows of dim 32. RocksDB asks for many blocks at a time where it was
-/// built with io_uring (feature `io-uring`), which is a third to a half faster than either.
+/// built with io_uring (feature `io-uring`), which is a third to two thirds faster.
 pub(crate) fn lookup_options() -> ReadOptions {
     ReadOptions::default()
 }

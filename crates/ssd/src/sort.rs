@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 
 use hps_core::key::{Key, KeyWidth};
 use hps_core::row::Rows;
+use hps_core::tier::Written;
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 use rocksdb::{Options, SstFileWriter};
@@ -124,9 +125,6 @@ pub(crate) struct Sorted {
     /// Distinct keys.
     pub(crate) rows: u64,
 }
-
-/// Called now and then while table files are written, from several threads, with the number of rows that are.
-pub(crate) type Written<'w> = &'w (dyn Fn(u64) + Sync);
 
 /// See the module. Its files lie in a directory of its own, which goes with it; that of a process which is killed stays.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use common::{TABLE, spec};
 use hps_core::batch::Batch;
 use hps_core::key::{Key, KeyWidth, mix};
 use hps_core::row::{Rows, RowsMut};
-use hps_core::tier::{Expected, Tier, TruthTier};
+use hps_core::tier::{Expected, TableLoad, Tier, TruthTier};
 use hps_ssd::{SsdSettings, SsdTier};
 
 fn number(name: &str, usual: u64) -> u64 {
@@ -78,6 +78,14 @@ fn fio(database: &Path) -> Option<f64> {
     report["jobs"][0]["read"]["iops"].as_f64()
 }
 
+fn put_rows(load: &mut dyn TableLoad, num_rows: u64, row_bytes: usize, key_of: fn(u64) -> Key) {
+    let rows = vec![1u8; 8_192 * row_bytes];
+    for start in (0..num_rows).step_by(8_192) {
+        let keys: Vec<Key> = (start..num_rows.min(start + 8_192)).map(key_of).collect();
+        load.put(&keys, Rows::new(&rows[..keys.len() * row_bytes], row_bytes).unwrap()).unwrap();
+    }
+}
+
 /// Large ones: those of the table.
 fn table_files(database: &Path) -> Vec<std::path::PathBuf> {
     let paths = std::fs::read_dir(database).unwrap().map(|entry| entry.unwrap().path());
@@ -106,11 +114,7 @@ fn reading_from_the_disk() {
         SsdSettings { num_threads: NUM_THREADS, block_cache_bytes: 64 << 20, ..SsdSettings::new(path) };
     let tier = SsdTier::open(settings, &table).unwrap();
     let mut load = tier.begin_load(TABLE, Expected::rows(num_rows)).unwrap();
-    let rows = vec![1u8; 8_192 * row_bytes];
-    for start in (0..num_rows).step_by(8_192) {
-        let keys: Vec<Key> = (start..num_rows.min(start + 8_192)).map(mix).collect();
-        load.put(&keys, Rows::new(&rows[..keys.len() * row_bytes], row_bytes).unwrap()).unwrap();
-    }
+    put_rows(load.as_mut(), num_rows, row_bytes, mix);
     load.commit("source", &|_| {}).unwrap();
     let on_disk = tier.usage(TABLE).unwrap().bytes;
     println!(
@@ -183,16 +187,12 @@ fn loading_and_reading() {
     {
         let path = directory.path().join(what);
         let table = [spec("t", row_bytes, KeyWidth::Bits64)];
-        let rows = vec![1u8; 8_192 * row_bytes];
         let before = peak_bytes();
         let began = Instant::now();
         let tier = SsdTier::open(SsdSettings { num_threads: NUM_THREADS, ..SsdSettings::new(&path) }, &table)
             .unwrap();
         let mut load = tier.begin_load(TABLE, Expected::rows(num_rows)).unwrap();
-        for start in (0..num_rows).step_by(8_192) {
-            let keys: Vec<Key> = (start..num_rows.min(start + 8_192)).map(key_of).collect();
-            load.put(&keys, Rows::new(&rows[..keys.len() * row_bytes], row_bytes).unwrap()).unwrap();
-        }
+        put_rows(load.as_mut(), num_rows, row_bytes, key_of);
         let put = began.elapsed().as_secs_f64();
         assert_eq!(load.commit("source", &|_| {}).unwrap(), num_rows);
         let all = began.elapsed().as_secs_f64();

@@ -22,6 +22,16 @@ fn host_hits(open: &hps_bridge::registry::OpenStore, keys: &[Key]) -> u64 {
     lookup(open, 0, keys).unwrap().1.hits(TierKind::Host)
 }
 
+/// Serves these keys until they are hot, and saves which are.
+fn save_hot(deployment: &Deployment, hot: &[Key]) {
+    let open = deployment.open().unwrap();
+    for _ in 0..5 {
+        lookup(&open, 0, hot).unwrap();
+        open.store.drain_promotions();
+    }
+    open.save_hot_keys().unwrap();
+}
+
 #[test]
 fn what_was_hot_is_there_at_once() {
     for policy in ["evict_least_used", "evict_oldest"] {
@@ -48,13 +58,7 @@ fn what_was_hot_is_there_at_once() {
 fn what_was_hot_outlives_the_first_eviction_after_a_restart() {
     for policy in ["evict_least_used", "evict_oldest"] {
         let (deployment, hot) = deployment(policy);
-        let open = deployment.open().unwrap();
-        for _ in 0..5 {
-            lookup(&open, 0, &hot).unwrap();
-            open.store.drain_promotions();
-        }
-        open.save_hot_keys().unwrap();
-        drop(open);
+        save_hot(&deployment, &hot);
         let open = deployment.open().unwrap();
         // Others come in, one by one, until rows had to go.
         let others: Vec<Key> = (15_000..16_000).map(hps_core::key::mix).collect();
@@ -70,13 +74,7 @@ fn what_was_hot_outlives_the_first_eviction_after_a_restart() {
 #[test]
 fn the_hottest_come_first_where_not_all_fit() {
     let (mut deployment, hot) = deployment("evict_least_used");
-    let open = deployment.open().unwrap();
-    for _ in 0..5 {
-        lookup(&open, 0, &hot).unwrap();
-        open.store.drain_promotions();
-    }
-    open.save_hot_keys().unwrap();
-    drop(open);
+    save_hot(&deployment, &hot);
     // Much less room than before.
     deployment.config["volatile_db"]["overflow_margin"] = 170.into();
     let open = deployment.open().unwrap();

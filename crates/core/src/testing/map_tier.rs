@@ -11,7 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, TableId};
 use crate::row::{Rows, RowsMut};
 use crate::tier::{
-    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier, Visitor,
+    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier,
+    Visitor, Written,
 };
 
 type Map = HashMap<Key, Vec<u8>>;
@@ -241,7 +242,7 @@ impl TableLoad for MapLoad<'_> {
         Ok(())
     }
 
-    fn commit(self: Box<Self>, record: &str, written: &(dyn Fn(u64) + Sync)) -> Result<u64> {
+    fn commit(self: Box<Self>, record: &str, written: Written<'_>) -> Result<u64> {
         self.tier.before("commit")?;
         let number = self.rows.len() as u64;
         written(number / 2);
