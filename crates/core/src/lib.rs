@@ -28,6 +28,7 @@ mod fetcher;
 mod fill_devices;
 pub mod hot_keys;
 pub mod key;
+pub mod keyed_hash;
 pub mod load;
 pub mod memory;
 pub mod model_files;

@@ -17,6 +17,7 @@ mod bucket;
 mod displace;
 
 use hps_core::key::mix;
+use hps_core::keyed_hash::{Hash, Seeds};
 use hps_core::{Error, ErrorKind, Key, Result};
 
 pub(crate) use self::bucket::Bucket;
@@ -42,46 +43,9 @@ const MIN_GROWTH: usize = 16;
 /// Each attempt either succeeds or is a stroke of very bad luck.
 const MAX_ATTEMPTS: usize = 16;
 
-/// A key's hash in one index; worthless after the index has grown.
-#[derive(Clone, Copy, Debug)]
-struct Hash(u64);
-
-/// What makes the hashes of one index unpredictable.
-#[derive(Clone, Copy, Debug)]
-struct Seeds {
-    flip: u64,
-    multiplier: u64,
-}
-
-impl Seeds {
-    fn new() -> Self {
-        let mut random = Random::from_system();
-        Self { flip: random.next_u64(), multiplier: random.next_u64() | 1 }
-    }
-
-    /// `mixed` is `mix(key)`. Which partition it belongs to says nothing about the halves of the result.
-    #[inline(always)]
-    fn hash(self, mixed: u64) -> Hash {
-        let product = u128::from(mixed ^ self.flip) * u128::from(self.multiplier);
-        Hash(product as u64 ^ (product >> 64) as u64)
-    }
-}
-
-/// The first of a key's two buckets.
-#[inline(always)]
-fn first_bucket(hash: Hash, num_buckets: usize) -> usize {
-    (((hash.0 >> 32) * num_buckets as u64) >> 32) as usize
-}
-
-/// The second one: another, unless there is only one.
-#[inline(always)]
-fn second_bucket(hash: Hash, num_buckets: usize) -> usize {
-    let second = (((hash.0 & 0xFFFF_FFFF) * num_buckets as u64) >> 32) as usize;
-    match second == first_bucket(hash, num_buckets) {
-        false => second,
-        true if second + 1 == num_buckets => 0,
-        true => second + 1,
-    }
+fn new_seeds() -> Seeds {
+    let mut random = Random::from_system();
+    Seeds::new(random.next_u64(), random.next_u64())
 }
 
 /// What lookups read of an index.
@@ -95,13 +59,13 @@ impl<'i> IndexView<'i> {
     /// The first bucket of a key, given as `mix(key)`, which is asked for.
     #[inline(always)]
     pub(crate) fn approach(&self, mixed: u64) -> &'i Bucket {
-        self.bucket(first_bucket(self.seeds.hash(mixed), self.buckets.len()))
+        self.bucket(self.seeds.hash(mixed).first_bucket(self.buckets.len()))
     }
 
     /// The same of its second bucket.
     #[inline(always)]
     pub(crate) fn approach_second(&self, mixed: u64) -> &'i Bucket {
-        self.bucket(second_bucket(self.seeds.hash(mixed), self.buckets.len()))
+        self.bucket(self.seeds.hash(mixed).second_bucket(self.buckets.len()))
     }
 
     #[inline(always)]
@@ -142,12 +106,12 @@ impl Buckets {
     }
 
     fn first(&self, hash: Hash) -> usize {
-        first_bucket(hash, self.buckets.len())
+        hash.first_bucket(self.buckets.len())
     }
 
     fn both(&self, key: Key) -> (usize, usize) {
         let hash = self.seeds.hash(mix(key));
-        (self.first(hash), second_bucket(hash, self.buckets.len()))
+        (self.first(hash), hash.second_bucket(self.buckets.len()))
     }
 
     /// Puts a key that is not there. False, and nothing changed, if no room could be made.
@@ -221,7 +185,7 @@ pub(crate) struct Index {
 impl Index {
     /// An empty index.
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self { table: Buckets::new(0, Seeds::new())?, len: 0 })
+        Ok(Self { table: Buckets::new(0, new_seeds())?, len: 0 })
     }
 
     /// Number of keys.
@@ -352,7 +316,7 @@ impl Index {
     /// For a key that has found no place.
     fn grow(&mut self) -> Result<()> {
         let is_suspicious = self.len < rows_at(self.table.capacity(), SUSPICIOUS_LOAD);
-        let seeds = if is_suspicious { Seeds::new() } else { self.table.seeds };
+        let seeds = if is_suspicious { new_seeds() } else { self.table.seeds };
         self.table = self.rebuilt(self.grown(), seeds)?;
         Ok(())
     }
@@ -364,7 +328,7 @@ impl Index {
             if larger.take_over(&self.table) {
                 return Ok(larger);
             }
-            seeds = Seeds::new();
+            seeds = new_seeds();
             num_buckets = num_buckets.saturating_add(num_buckets / 16 + 1);
         }
         Err(Error::new(ErrorKind::Internal, "keys do not spread over the index, whatever the hash"))

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use hps_core::key::mix;
+use hps_core::keyed_hash::Seeds;
 use hps_core::{Error, ErrorKind, Key, Result};
 
 use crate::map::Mapping;
@@ -111,9 +112,8 @@ pub(crate) struct Place(usize, usize);
 #[derive(Debug)]
 pub(crate) struct Extent {
     map: Mapping,
-    /// [`Field::Seed`], and an odd number made of it.
-    flip: u64,
-    multiplier: u64,
+    /// From [`Field::Seed`].
+    seeds: Seeds,
     row_bytes: usize,
     num_buckets: usize,
     num_slots: usize,
@@ -209,8 +209,7 @@ impl Extent {
             map.u64s(Field::Seed as usize * 8, 1).first().map_or(0, |seed| seed.load(Ordering::Relaxed));
         Self {
             map,
-            flip: seed,
-            multiplier: mix(seed) | 1,
+            seeds: Seeds::new(seed, mix(seed)),
             row_bytes: sizes.row_bytes,
             num_buckets: sizes.num_buckets,
             num_slots: sizes.num_slots,
@@ -252,14 +251,8 @@ impl Extent {
     /// The buckets of a key: two different ones.
     #[inline]
     pub(crate) fn place(&self, key: Key) -> Place {
-        let product = u128::from(mix(key) ^ self.flip) * u128::from(self.multiplier);
-        let mixed = product as u64 ^ (product >> 64) as u64;
-        let scale = |half: u64| ((half * self.num_buckets as u64) >> 32) as usize;
-        let first = scale(mixed >> 32);
-        let second = scale(mixed & 0xFFFF_FFFF);
-        let is_same = second == first;
-        let second = if is_same { (first + 1) % self.num_buckets.max(1) } else { second };
-        Place(first, second)
+        let hash = self.seeds.hash(mix(key));
+        Place(hash.first_bucket(self.num_buckets), hash.second_bucket(self.num_buckets))
     }
 
     /// Asks for the keys of the first bucket, where most are.

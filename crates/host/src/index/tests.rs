@@ -142,7 +142,7 @@ fn unmix(mixed: u64) -> Key {
 fn keys_that_collide_make_it_choose_another_hash() {
     assert_eq!(mix(unmix(0x0123_4567_89AB_CDEF)), 0x0123_4567_89AB_CDEF);
     let mut index = Index::new().unwrap();
-    index.table.seeds = Seeds { flip: 0, multiplier: 1 };
+    index.table.seeds = Seeds::new(0, 1);
     let colliding: Vec<Key> = (0..200).map(|i| unmix((7 << 50) | (2 << 30) | i)).collect();
     let mut oracle = HashMap::new();
     for (slot, &key) in colliding.iter().enumerate() {
