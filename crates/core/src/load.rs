@@ -156,21 +156,15 @@ impl Loader<'_> {
                 self.num_keys()
             ));
         }
-        let mut record = TableRecord { sources: Vec::new() };
-        let mut done = 0;
-        let mut shared = 0;
-        for (i, source) in self.sources.iter().enumerate() {
-            if i > 0 {
-                shared += self.check_shared_keys(load.as_ref(), i, source)?;
+        let (record, shared) = match self.put_all(load.as_mut()) {
+            Ok(done) => done,
+            // A disk, perhaps that of the files. They may be there again soon; wrong files may not.
+            Err(error) if error.kind() == ErrorKind::Storage => {
+                load.interrupt();
+                return Err(error);
             }
-            let checksum = source.files.read(&mut |keys, rows| {
-                load.put(keys, rows)?;
-                done += keys.len() as u64;
-                self.progress("loading", done);
-                Ok(())
-            })?;
-            record.sources.push(SourceRecord::new(&source.files, checksum));
-        }
+            Err(error) => return Err(error),
+        };
         let rows = load.commit(&record.to_text(), &|written| self.progress("writing", written))?;
         // Repeated keys were written once.
         self.progress("writing", self.num_keys());
@@ -191,6 +185,26 @@ impl Loader<'_> {
             ));
         }
         Ok(Loaded::FromFiles { rows, repeated })
+    }
+
+    /// Puts all rows. Returns what they were read from, and how many came from more than one source.
+    fn put_all(&self, load: &mut dyn TableLoad) -> Result<(TableRecord, u64)> {
+        let mut record = TableRecord { sources: Vec::new() };
+        let mut done = 0;
+        let mut shared = 0;
+        for (i, source) in self.sources.iter().enumerate() {
+            if i > 0 {
+                shared += self.check_shared_keys(load, i, source)?;
+            }
+            let checksum = source.files.read(&mut |keys, rows| {
+                load.put(keys, rows)?;
+                done += keys.len() as u64;
+                self.progress("loading", done);
+                Ok(())
+            })?;
+            record.sources.push(SourceRecord::new(&source.files, checksum));
+        }
+        Ok((record, shared))
     }
 
     /// Fused tables share one key space. Looks for keys of source `number` that an earlier source holds: with the

@@ -265,10 +265,10 @@ pub trait TruthTier: Tier {
 /// Called now and then while a load is completed, from several threads, with the number of rows that are done.
 pub type Written<'w> = &'w (dyn Fn(u64) + Sync);
 
-/// A table that is being loaded. Dropped without commit, it leaves what was held before.
+/// A table that is being loaded. Dropped without commit, it leaves what was held before, and nothing else.
 pub trait TableLoad {
     /// Says where all rows will come from, before the first one is put. A tier on a disk that has work of a load from the same `origin`
-    /// left, whose process ended before the commit, does not do that again. All rows are to be put in the same order all the same.
+    /// left, which was interrupted or whose process ended before the commit, does not do that again. All rows are to be put in the same order all the same.
     ///
     /// Returns how many rows are sorted already.
     ///
@@ -299,4 +299,7 @@ pub trait TableLoad {
     /// # Errors
     /// As [`Tier::insert`]. The old rows are then still held.
     fn commit(self: Box<Self>, record: &str, written: Written<'_>) -> Result<u64>;
+
+    /// Ends the load without result because its source fails. A tier on a disk keeps its work for a load from the same origin.
+    fn interrupt(self: Box<Self>) {}
 }

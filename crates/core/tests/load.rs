@@ -1,9 +1,9 @@
 //! Model files into the truth: loaded once, replaced when changed, taken over from the predecessor.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hps_core::load::{Loaded, Source, fill_cache, load_table};
 use hps_core::model_files::ModelFiles;
@@ -162,6 +162,42 @@ fn an_interrupted_replacement_leaves_the_old_table_and_is_completed_later() {
     }
     tier.set_hook(|_| Ok(()));
     assert!(matches!(load(&tier, &[changed]).unwrap(), Loaded::FromFiles { rows: 2, .. }));
+}
+
+/// Cuts the `emb_vector` file in this directory short when a load has begun.
+struct Cut(PathBuf);
+
+impl Observer for Cut {
+    fn warn(&self, _: &str) {}
+    fn info(&self, _: &str) {}
+    fn progress(&self, _: Progress<'_>) {
+        let file = std::fs::OpenOptions::new().write(true).open(self.0.join("emb_vector")).unwrap();
+        file.set_len(SIZE as u64).unwrap();
+    }
+}
+
+#[test]
+fn a_load_whose_source_fails_is_interrupted_and_one_of_wrong_files_ends() {
+    let home = tempfile::tempdir().unwrap();
+    let tier = tier();
+    let num_interrupted = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&num_interrupted);
+    tier.set_hook(move |operation| {
+        counter.fetch_add(usize::from(operation == "interrupt"), Ordering::Relaxed);
+        Ok(())
+    });
+    let keys: Vec<Key> = (0..200_000).collect();
+    let directory = home.path().join("a");
+    let source = source(&directory, &keys, 1);
+    let error = load_table(&tier, TABLE, &spec(), &[source], &Cut(directory.clone())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Storage, "{error}");
+    assert!(error.to_string().contains(directory.to_str().unwrap()), "{error}");
+    assert_eq!(num_interrupted.load(Ordering::Relaxed), 1);
+
+    let sources = [1, 2].map(|version| self::source(&home.path().join(format!("b{version}")), &[7], version));
+    let error = load(&tier, &sources).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert_eq!(num_interrupted.load(Ordering::Relaxed), 1);
 }
 
 #[test]

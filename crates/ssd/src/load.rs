@@ -48,6 +48,8 @@ struct LoadedRows {
     num_rows: u64,
     /// What earlier loads have left is removed, or taken over.
     has_begun: bool,
+    /// It is known where the rows come from, so that another load can go on with what is sorted.
+    has_origin: bool,
     /// A row that was put may be lost: it cannot be committed.
     has_failed: bool,
 }
@@ -64,7 +66,7 @@ impl<'t> SsdLoad<'t> {
         let spec = table.spec();
         let directory = leftovers::new_directory(database.path(), spec);
         let sorter = Sorter::new(directory, spec.row_bytes, spec.key_width, settings.memory_bytes);
-        let rows = LoadedRows { sorter, num_ingestions: 0, num_rows: 0, has_begun: false, has_failed: false };
+        let rows = LoadedRows { sorter, num_ingestions: 0, num_rows: 0, has_begun: false, has_origin: false, has_failed: false };
         Self { database, table, reader, settings, name, rows: Mutex::new(rows), has_ended: false }
     }
 
@@ -149,7 +151,7 @@ impl TableLoad for SsdLoad<'_> {
                 "a load cannot go on with another after its first row",
             ));
         }
-        rows.has_begun = true;
+        (rows.has_begun, rows.has_origin) = (true, true);
         let (database, spec) = (self.database.path(), self.table.spec());
         let directory = leftovers::directory_of(database, spec, origin, self.settings.memory_bytes);
         leftovers::remove(database, spec, Some(&directory));
@@ -199,6 +201,14 @@ impl TableLoad for SsdLoad<'_> {
         // Not before: until then another process could go on from here.
         self.rows.get_mut().sorter.clear();
         Ok(num_rows)
+    }
+
+    fn interrupt(mut self: Box<Self>) {
+        let rows = self.rows.get_mut();
+        // A disk that is full, or fails, gets its room back.
+        if rows.has_origin && !rows.has_failed {
+            rows.sorter.leave();
+        }
     }
 }
 

@@ -126,7 +126,8 @@ pub(crate) struct Sorted {
     pub(crate) rows: u64,
 }
 
-/// See the module. Its files lie in a directory of its own, which goes with it; that of a process which is killed stays.
+/// See the module. Its files lie in a directory of its own, which goes with it unless they are left; that of a process which is killed
+/// stays.
 #[derive(Debug)]
 pub(crate) struct Sorter {
     directory: PathBuf,
@@ -377,6 +378,14 @@ impl Sorter {
         self.piece = Piece::default();
         // What cannot be removed now is removed by the next load or start. Afterwards the directory may be another load's.
         drop(std::fs::remove_dir_all(std::mem::take(&mut self.directory)));
+    }
+
+    /// Forgets all rows, and leaves for [`Self::resume`] what is sorted of them; nothing if that could not be written.
+    pub(crate) fn leave(&mut self) {
+        if self.finish_writing().is_ok() {
+            self.directory = PathBuf::new();
+        }
+        self.clear();
     }
 
     /// The first order of each table file's range, ascending; of the first one 0.

@@ -193,10 +193,11 @@ impl Table {
         self.change(database, Durability::Logged, |record| record.loading = None)
     }
 
-    /// Ends a load without result.
+    /// Ends a load without result. What it leaves on the disk is recorded, so that another one can go on with it.
     pub(crate) fn abandon_load(&self, database: &Database, name: &str) {
         // Whatever fails here is repeated by the next load or the next start: the record still names the leftover.
-        if database.drop_column_family(name).is_ok() {
+        let is_dropped = database.drop_column_family(name).is_ok();
+        if is_dropped && !leftovers::exist(database.path(), &self.spec) {
             drop(self.change(database, Durability::Logged, |record| record.loading = None));
         }
         self.is_loading.store(false, Ordering::Release);

@@ -1,4 +1,4 @@
-//! A load whose process was killed goes on where it was.
+//! A load that was interrupted, or whose process was killed, goes on where it was.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
@@ -106,6 +106,44 @@ fn a_load_that_was_killed_goes_on() {
         drop(tier);
         drop(open(path, &one_table()));
         assert!(!path.join("hps_loading").exists());
+    }
+}
+
+#[test]
+fn a_load_whose_source_fails_goes_on_and_one_that_is_given_up_or_cannot_write_leaves_nothing() {
+    for case in ["interrupted", "given up", "of no origin", "cannot write"] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let tier = open(path, &one_table());
+        let begin = || tier.begin_load(TABLE, Expected::rows(NUM_KEYS)).unwrap();
+        let mut load = begin();
+        if case != "of no origin" {
+            load.resume("origin").unwrap();
+        }
+        put(load.as_mut(), true);
+        if case == "cannot write" {
+            std::fs::remove_dir_all(&leftovers(path)[0]).unwrap();
+            let keys = keys();
+            let rows = rows_of(&keys, 1, 64);
+            assert!((0..10).any(|_| load.put(&keys, Rows::new(&rows, 64).unwrap()).is_err()));
+        }
+        match case {
+            "given up" => drop(load),
+            _ => load.interrupt(),
+        }
+        let goes_on = case == "interrupted";
+        assert_eq!(leftovers(path).len(), usize::from(goes_on), "{case}");
+        assert_eq!(tier.state(TABLE).unwrap().is_being_loaded, goes_on, "{case}");
+        assert_eq!(tier.held(TABLE).unwrap(), Held::Nothing);
+        let mut load = begin();
+        let sorted = load.resume("origin").unwrap();
+        assert_eq!(sorted > NUM_KEYS * 8 / 10, goes_on, "{sorted} rows, {case}");
+        put(load.as_mut(), false);
+        assert_eq!(load.commit("record", &|_| {}).unwrap(), NUM_KEYS);
+        let expected: BTreeMap<Key, Vec<u8>> =
+            keys().into_iter().map(|key| (key, row_of(key, 1, 64))).collect();
+        assert!(scan(&tier).into_iter().collect::<BTreeMap<_, _>>() == expected, "{case}");
+        assert!(leftovers(path).is_empty(), "{case}");
     }
 }
 

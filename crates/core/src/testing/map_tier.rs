@@ -249,4 +249,8 @@ impl TableLoad for MapLoad<'_> {
         *self.table.lock() = MapTable { rows: self.rows, record: Some(record.into()), is_unrecorded: false };
         Ok(number)
     }
+
+    fn interrupt(self: Box<Self>) {
+        drop(self.tier.before("interrupt"));
+    }
 }
