@@ -1,9 +1,44 @@
 //! Locks between processes: bytes of a file, locked for an open file description. The system gives them back when the process dies.
+//!
+//! A child made by `fork` has the same description. It lets go of it first of all: it could not use the store anyway, and would keep the
+//! locks of a parent that dies before it.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+const MAX_OPEN: usize = 1024;
+
+/// No file.
+const NONE: i32 = -1;
+
+/// Descriptors of the lock files that this process has open.
+static OPEN: [AtomicI32; MAX_OPEN] = [const { AtomicI32::new(NONE) }; MAX_OPEN];
+
+extern "C" fn in_child() {
+    // A descriptor stays open, as a file that means nothing: should its owner be dropped here, it closes nothing else.
+    let file = File::open("/dev/null");
+    let nothing = file.as_ref().map_or(NONE, AsRawFd::as_raw_fd);
+    for descriptor in OPEN.iter().map(|slot| slot.load(Ordering::Relaxed)).filter(|&open| open != NONE) {
+        // SAFETY: the child's own descriptor, of which nobody makes use here; allowed between fork and exec.
+        if unsafe { libc::dup3(nothing, descriptor, libc::O_CLOEXEC) } == -1 {
+            // SAFETY: as above.
+            unsafe { libc::close(descriptor) };
+        }
+    }
+}
+
+/// Has [`in_child`] called in every child from now on.
+fn watch_forks() -> Result<()> {
+    static RESULT: OnceLock<i32> = OnceLock::new();
+    // SAFETY: a plain function, which takes no lock and stays valid: a library with this code is never unloaded.
+    match RESULT.get_or_init(|| unsafe { libc::pthread_atfork(None, None, Some(in_child)) }) {
+        0 => Ok(()),
+        error => Err(Error::from_raw_os_error(*error)),
+    }
+}
 
 /// How many may hold a lock at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +49,11 @@ pub(crate) enum Mode {
 
 /// The bytes of one open file. Between threads that use the same one they lock nothing.
 #[derive(Debug)]
-pub(crate) struct Locks(File);
+pub(crate) struct Locks {
+    file: File,
+    /// The place in [`OPEN`].
+    slot: &'static AtomicI32,
+}
 
 /// A lock that is held until this is dropped.
 #[derive(Debug)]
@@ -24,12 +63,20 @@ pub(crate) struct Held {
 }
 
 impl Locks {
-    pub(crate) fn new(file: File) -> Arc<Self> {
-        Arc::new(Self(file))
+    pub(crate) fn new(file: File) -> Result<Arc<Self>> {
+        watch_forks()?;
+        let descriptor = file.as_raw_fd();
+        let take = |slot: &&AtomicI32| {
+            slot.compare_exchange(NONE, descriptor, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        };
+        let slot = OPEN.iter().find(take).ok_or_else(|| {
+            Error::other(format!("this process uses {MAX_OPEN} shared memories already: close some"))
+        })?;
+        Ok(Arc::new(Self { file, slot }))
     }
 
     pub(crate) fn file(&self) -> &File {
-        &self.0
+        &self.file
     }
 
     /// Waits for a lock.
@@ -61,10 +108,17 @@ impl Locks {
             l_pid: 0,
         };
         // SAFETY: the descriptor is open while `self` lives, and the system only reads `range`.
-        match unsafe { libc::fcntl(self.0.as_raw_fd(), command, &raw const range) } {
+        match unsafe { libc::fcntl(self.file.as_raw_fd(), command, &raw const range) } {
             -1 => Err(Error::last_os_error()),
             _ => Ok(()),
         }
+    }
+}
+
+impl Drop for Locks {
+    fn drop(&mut self) {
+        // Before the file is closed: its number may be another's right afterwards.
+        self.slot.store(NONE, Ordering::Relaxed);
     }
 }
 

@@ -66,7 +66,7 @@ impl Segment {
                     Err(error) if error.kind() == IoErrorKind::NotFound => continue,
                     Err(error) => return Err(failed(error)),
                 };
-            let locks = Locks::new(file);
+            let locks = Locks::new(file).map_err(failed)?;
             let attached = locks.lock(ATTACHED, Mode::Shared).map_err(failed)?;
             if is_same_file(locks.file(), &path) {
                 break (locks, attached);

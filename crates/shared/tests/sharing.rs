@@ -358,6 +358,51 @@ fn processes_load_one_after_the_other() {
 }
 
 #[test]
+fn a_child_made_by_fork_keeps_no_lock_of_a_process_that_is_killed() {
+    const NAME: &str = "a_child_made_by_fork_keeps_no_lock_of_a_process_that_is_killed";
+    if let Some((_, tier)) = task() {
+        let _turn = tier.loading(|| ()).unwrap();
+        // SAFETY: the child calls nothing but `pause`, which is allowed there.
+        let child = unsafe {
+            match libc::fork() {
+                0 => loop {
+                    libc::pause();
+                },
+                child => child,
+            }
+        };
+        let folder = std::path::PathBuf::from(std::env::var(FOLDER).unwrap());
+        std::fs::write(folder.join("part"), child.to_string()).unwrap();
+        std::fs::rename(folder.join("part"), folder.join("child")).unwrap();
+        loop {
+            std::thread::park();
+        }
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let tier = open(&settings(parent.path()), SIZE);
+    let mut loader = start(NAME, "load", parent.path());
+    let child = loop {
+        assert!(loader.try_wait().unwrap().is_none(), "the loader has ended");
+        match std::fs::read_to_string(parent.path().join("child")) {
+            Ok(child) => break child.parse::<i32>().unwrap(),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    std::thread::scope(|scope| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        scope.spawn(move || sender.send(tier.loading(|| ()).map(drop)).unwrap());
+        let early = receiver.recv_timeout(Duration::from_millis(200));
+        loader.kill().unwrap();
+        loader.wait().unwrap();
+        let granted = receiver.recv_timeout(Duration::from_secs(20));
+        // SAFETY: it was started above, and nobody has waited for it.
+        let is_child_alive = unsafe { libc::kill(child, libc::SIGKILL) } == 0;
+        assert!(is_child_alive && early.is_err(), "the loader had its turn, child or not");
+        granted.expect("its child keeps the lock").unwrap();
+    });
+}
+
+#[test]
 fn readers_see_whole_rows_while_another_process_writes() {
     const NAME: &str = "readers_see_whole_rows_while_another_process_writes";
     const KEYS: u64 = 300;
