@@ -66,7 +66,14 @@ impl<'t> SsdLoad<'t> {
         let spec = table.spec();
         let directory = leftovers::new_directory(database.path(), spec);
         let sorter = Sorter::new(directory, spec.row_bytes, spec.key_width, settings.memory_bytes);
-        let rows = LoadedRows { sorter, num_ingestions: 0, num_rows: 0, has_begun: false, has_origin: false, has_failed: false };
+        let rows = LoadedRows {
+            sorter,
+            num_ingestions: 0,
+            num_rows: 0,
+            has_begun: false,
+            has_origin: false,
+            has_failed: false,
+        };
         Self { database, table, reader, settings, name, rows: Mutex::new(rows), has_ended: false }
     }
 
