@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import deployment
 import numpy as np
 import torch
 import torch.nn.functional as functional
@@ -52,29 +53,16 @@ def write_config(
 
     rate: share of rows in host memory, None for host memory alone. shared: with other processes.
     """
-    config: dict[str, object] = {
-        "supportlonglong": True,
+    sections: dict[str, dict[str, object]] = {
         "volatile_db": {
             "type": "multi_process_hash_map" if shared else "parallel_hash_map",
             "initial_cache_rate": 1.0 if rate is None else rate,
             "shared_memory_name": f"hps-bench-{os.getpid()}",
-        },
-        "models": [
-            {
-                "model": "bench",
-                "sparse_files": [f"table{dim}"],
-                "embedding_vecsize_per_table": [dim],
-                "maxnum_catfeature_query_per_table_per_sample": [1],
-                "default_value_for_each_table": [0.0],
-                "deployed_device_list": [0],
-            }
-        ],
+        }
     }
     if rate is not None:
-        config["persistent_db"] = {"type": "rocks_db", "path": f"rocksdb{dim}"}
-    path = home / f"{name}.json"
-    path.write_text(json.dumps(config))
-    return str(path)
+        sections["persistent_db"] = {"type": "rocks_db", "path": f"rocksdb{dim}"}
+    return deployment.write_config(home / f"{name}.json", f"table{dim}", dim, **sections)
 
 
 class Timer:

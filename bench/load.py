@@ -7,7 +7,6 @@ Both begin with files that are not in the page cache and end with what they wrot
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import shutil
@@ -19,6 +18,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import deployment
 import numpy as np
 
 
@@ -67,21 +67,8 @@ def copy(files: Path, to: Path) -> float:
 def load(home: Path, files: Path, dim: int) -> tuple[float, int, int]:
     """Seconds of a load, the process's largest memory, and the bytes of the database."""
     forget(files.iterdir())
-    config = {
-        "supportlonglong": True,
-        "persistent_db": {"type": "rocks_db", "path": str(home / "rocksdb")},
-        "models": [
-            {
-                "model": "m",
-                "sparse_files": [str(files)],
-                "embedding_vecsize_per_table": [dim],
-                "maxnum_catfeature_query_per_table_per_sample": [1],
-                "default_value_for_each_table": [0.0],
-                "deployed_device_list": [0],
-            }
-        ],
-    }
-    (home / "ps.json").write_text(json.dumps(config))
+    database = {"type": "rocks_db", "path": "rocksdb"}
+    config = deployment.write_config(home / "ps.json", files, dim, persistent_db=database)
     program = Path(sys.executable).parent / "hps"
     start = time.perf_counter()
     # A process between this one and the program: its children's largest memory is the program's.
@@ -90,7 +77,7 @@ def load(home: Path, files: Path, dim: int) -> tuple[float, int, int]:
         "stdout=subprocess.DEVNULL); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
-    command = [sys.executable, "-c", code, program, "load", home / "ps.json"]
+    command = [sys.executable, "-c", code, program, "load", config]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     on_disk = sum(file.stat().st_size for file in (home / "rocksdb").iterdir() if file.is_file())

@@ -2,31 +2,95 @@
 
 The rows of a lookup come from host memory or from RocksDB; those found below are promoted, others
 evicted. The pages of the database are dropped from the page cache all the time, so that reads go
-to the disk, as they would with a table far larger than memory.
+to the disk, as they would with a table far larger than memory. Then the same while this process
+does other things: writes rows to the table, or opens a store whose model files have to be loaded.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from cpu import power_law
-from load import forget
+from deployment import MODEL, write_config
+from load import forget, write_model_files
 
 import hps_torch
 
 
-def drop_pages(folder: Path, stop: threading.Event) -> None:
-    """Drops the table files' pages again and again."""
-    while not stop.wait(0.05):
-        forget(folder.glob("*.sst"))
+@contextmanager
+def beside(work: Callable[[], object]) -> Iterator[None]:
+    """Does something over and over in a thread of its own."""
+    stop = threading.Event()
+    errors: list[Exception] = []
+
+    def repeat() -> None:
+        try:
+            while not stop.is_set():
+                work()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@dataclass
+class Store:
+    """The table that is looked up."""
+
+    config: str
+    rows: int
+    dim: int
+    rng: np.random.Generator
+    #: Rank by popularity to key.
+    shuffle: np.ndarray
+
+    def counts(self) -> dict[str, int]:
+        return hps_torch.stats(self.config)["models"][MODEL]["tables"][0]
+
+    def measure(self, what: str, size: int, seconds: float, settle: float) -> None:
+        """Looks keys up for some seconds, after others in which the tiers settle."""
+        times: list[float] = []
+        before: dict[str, int] = {}
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < settle + seconds:
+            keys = torch.from_numpy(self.shuffle[power_law(self.rows, 1.05, size, self.rng)])
+            start = time.perf_counter()
+            torch.ops.hps.lookup(keys, self.config, MODEL, 0, self.dim)
+            taken = time.perf_counter() - start
+            if passed < settle or not before:
+                before = self.counts()
+            else:
+                times.append(taken)
+        after = self.counts()
+        host = (after["host_hits"] - before["host_hits"]) / (after["keys"] - before["keys"])
+        percentiles = np.percentile(np.array(times) * 1e3, [50, 99, 99.9])
+        p50, p99, p999 = percentiles
+        print(
+            f"  {size:6,} keys a batch{what}: {size * len(times) / sum(times) / 1e6:5.2f} M rows/s,"
+            f" host {host:.1%}, SSD {1 - host:.1%}; ms per batch p50 {p50:.2f}, p99 {p99:.2f}, "
+            f"p99.9 {p999:.2f}, longest {max(times) * 1e3:.2f}; "
+            f"host memory {after['host']['rows']:,} rows, {after['host']['bytes'] / 1e6:.0f} MB",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -37,72 +101,74 @@ def main() -> None:
     parser.add_argument("--keys", type=int, nargs="+", default=[4096, 65536])
     parser.add_argument("--policy", default="evict_oldest")
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--written", type=int, default=100_000, help="rows a second")
     arguments = parser.parse_args()
     os.environ.setdefault("HPS_LOG", "warn")
-    rows, dim = arguments.rows, arguments.dim
+    rows, dim, seconds = arguments.rows, arguments.dim, arguments.seconds
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         home = Path(name)
         hps_torch.save_table(home / "table", torch.arange(rows), torch.randn(rows, dim))
-        config = {
-            "supportlonglong": True,
-            "volatile_db": {
+        config = write_config(
+            home / "ps.json",
+            "table",
+            dim,
+            volatile_db={
                 "type": "parallel_hash_map",
                 "num_partitions": 16,
                 "overflow_margin": int(rows * arguments.share / 16),
                 "overflow_policy": arguments.policy,
                 "cache_missed_embeddings": True,
             },
-            "persistent_db": {"type": "rocks_db", "path": "rocksdb"},
-            "models": [
-                {
-                    "model": "m",
-                    "sparse_files": ["table"],
-                    "embedding_vecsize_per_table": [dim],
-                    "maxnum_catfeature_query_per_table_per_sample": [1],
-                    "default_value_for_each_table": [0.0],
-                    "deployed_device_list": [0],
-                }
-            ],
-        }
-        path = home / "ps.json"
-        path.write_text(json.dumps(config))
-        hps_torch.open(str(path))
-        stop = threading.Event()
-        threading.Thread(target=drop_pages, args=(home / "rocksdb", stop), daemon=True).start()
+            persistent_db={"type": "rocks_db", "path": "rocksdb"},
+        )
+        hps_torch.open(config)
         rng = np.random.default_rng(7)
-        shuffle = rng.permutation(rows)
+        store = Store(config, rows, dim, rng, rng.permutation(rows))
+
+        def drop_pages() -> None:
+            time.sleep(0.05)
+            forget((home / "rocksdb").glob("*.sst"))
+
+        batch = min(arguments.written // 10, rows)
+        turn = np.random.default_rng(8)
+
+        def write() -> None:
+            start = time.monotonic()
+            keys = torch.from_numpy(turn.integers(0, rows, batch))
+            hps_torch.update(config, MODEL, 0, keys, torch.zeros(batch, dim))
+            time.sleep(max(0.1 - (time.monotonic() - start), 0))
+
+        write_model_files(home / "other", rows, dim, hashed=True)
+        database = {"type": "rocks_db", "path": "other-rocksdb"}
+        other = write_config(
+            home / "other.json",
+            "other",
+            dim,
+            volatile_db={"type": "parallel_hash_map", "initial_cache_rate": 0.01},
+            persistent_db=database,
+        )
+
+        def load() -> None:
+            forget((home / "other").iterdir())
+            hps_torch.open(other)
+            hps_torch.close(other)
+            shutil.rmtree(home / "other-rocksdb")
+
         print(
             f"{rows:,} rows of dim {dim}, {arguments.share:.0%} in host memory, "
             f"{arguments.policy}, alpha 1.05"
         )
-        for size in arguments.keys:
-            # The first third lets the tiers settle.
-            times: list[float] = []
-            before: dict[str, int] = {}
-            began = time.monotonic()
-            while (passed := time.monotonic() - began) < arguments.seconds * 1.5:
-                keys = torch.from_numpy(shuffle[power_law(rows, 1.05, size, rng)])
-                start = time.perf_counter()
-                torch.ops.hps.lookup(keys, str(path), "m", 0, dim)
-                taken = time.perf_counter() - start
-                if passed < arguments.seconds * 0.5:
-                    before = hps_torch.stats(str(path))["models"]["m"]["tables"][0]
-                else:
-                    times.append(taken)
-            after = hps_torch.stats(str(path))["models"]["m"]["tables"][0]
-            asked = after["keys"] - before["keys"]
-            host = (after["host_hits"] - before["host_hits"]) / asked
-            p50, p99, p999 = np.percentile(np.array(times) * 1e3, [50, 99, 99.9])
-            print(
-                f"  {size:6,} keys a batch: {size * len(times) / sum(times) / 1e6:6.2f} M rows/s, "
-                f"host {host:.1%}, SSD {1 - host:.1%}; "
-                f"ms per batch p50 {p50:.2f}, p99 {p99:.2f}, p99.9 {p999:.2f}; "
-                f"host memory {after['host']['rows']:,} rows, "
-                f"{after['host']['bytes'] / 1e6:.0f} MB",
-                flush=True,
-            )
-        stop.set()
-        hps_torch.close(str(path))
+        with beside(drop_pages):
+            for size in arguments.keys:
+                store.measure("", size, seconds, settle=seconds / 2)
+            size = arguments.keys[0]
+            with beside(write):
+                what = f", {arguments.written:,} rows/s written"
+                store.measure(what, size, seconds, settle=2)
+            with beside(load):
+                store.measure(", another table loaded", size, seconds, settle=2)
+            store.measure(" again", size, seconds, settle=2)
+        hps_torch.close(config)
 
 
 if __name__ == "__main__":
