@@ -57,7 +57,8 @@ fn verify(
     sources: Option<&[hps_core::load::Source]>,
 ) -> Result<Found> {
     let counted = database.state(table)?.counted_rows;
-    let rows = read_all(database, table, spec, &deployment.console)?;
+    let held = read_all(database, table, spec, &deployment.console)?;
+    let rows = held.rows;
     let mut found = Found { rows, counted, files: None, problems: Vec::new(), notes: Vec::new() };
     if database.held(table)? == Held::Nothing {
         found.problems.push("the table was never loaded, or only in part: load it with hps load".into());
@@ -73,7 +74,7 @@ fn verify(
         None => found.notes.push("written since it was loaded".into()),
     }
     if let Some(sources) = sources {
-        let difference = compare_with_files(database, table, spec, sources, &deployment.console)?;
+        let difference = compare_with_files(database, table, spec, &held, sources, &deployment.console)?;
         if !difference.is_none() {
             let keys: Vec<String> =
                 difference.examples.iter().map(|&key| display_key(key, spec.key_width).to_string()).collect();

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
 use crate::batch::Batch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Key, TableId};
+use crate::key::{Key, TableId, mix};
 use crate::load::Source;
 use crate::observer::{Observer, Progress};
 use crate::row::{Rows, RowsMut};
@@ -37,6 +39,23 @@ impl Difference {
     }
 }
 
+/// Tells whether rows are the same as others, in whatever order both come: their hashes of 128 bits (XXH3, the key as its seed), added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checksum {
+    /// How many rows there are.
+    pub rows: u64,
+    sum: u128,
+}
+
+impl Checksum {
+    fn add(&mut self, keys: &[Key], rows: Rows<'_>) {
+        for (&key, row) in keys.iter().zip(rows.iter()) {
+            self.sum = self.sum.wrapping_add(xxh3_128_with_seed(row, mix(key)));
+        }
+        self.rows += keys.len() as u64;
+    }
+}
+
 /// How the last row of a key compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
@@ -45,7 +64,7 @@ enum Last {
     Missing,
 }
 
-/// Reads every row of the table and returns how many there are. What the tier notices on the way, damaged blocks for one, is an
+/// Reads every row of the table and returns their checksum. What the tier notices on the way, damaged blocks for one, is an
 /// error.
 ///
 /// # Errors
@@ -55,25 +74,61 @@ pub fn read_all(
     table: TableId,
     spec: &TableSpec,
     observer: &dyn Observer,
-) -> Result<u64> {
+) -> Result<Checksum> {
     let total = truth.usage(table)?.rows;
-    let mut done = 0;
+    let mut read = Checksum::default();
     let show = |done, total| observer.progress(Progress { what: "reading", table: &spec.name, done, total });
-    truth.scan(table, &mut |keys, _| {
-        done += keys.len() as u64;
+    truth.scan(table, &mut |keys, rows| {
+        read.add(keys, rows);
         // The number that was expected may be an estimate; the end is told below.
-        show(done, total.max(done + 1));
+        show(read.rows, total.max(read.rows + 1));
         Ok(ControlFlow::Continue(()))
     })?;
-    show(done, done);
-    Ok(done)
+    show(read.rows, read.rows);
+    Ok(read)
 }
 
-/// Looks every key of the model files up and compares its row with theirs. Several sources share one key space (table fusion).
+/// Compares the rows of the model files with those that are held and were read. Several sources share one key space (table fusion).
+///
+/// The files are read once if they have just these rows. Only if not, for repeated keys or updates perhaps, they are read again and each of
+/// their keys is looked up.
 ///
 /// # Errors
 /// What the tier and the files report; `Unsupported` if more than 16 million keys have several rows or a wrong one.
 pub fn compare_with_files(
+    truth: &dyn TruthTier,
+    table: TableId,
+    spec: &TableSpec,
+    held: &Checksum,
+    sources: &[Source],
+    observer: &dyn Observer,
+) -> Result<Difference> {
+    let total: u64 = sources.iter().map(|source| source.files.num_keys()).sum();
+    if total == held.rows && checksum(spec, sources, observer)? == *held {
+        return Ok(Difference { keys: total, ..Difference::default() });
+    }
+    find_difference(truth, table, spec, sources, observer)
+}
+
+fn checksum(spec: &TableSpec, sources: &[Source], observer: &dyn Observer) -> Result<Checksum> {
+    let total = sources.iter().map(|source| source.files.num_keys()).sum();
+    let mut read = Checksum::default();
+    for source in sources {
+        source.files.read(&mut |keys, rows| {
+            read.add(keys, rows);
+            observer.progress(Progress {
+                what: "reading model files",
+                table: &spec.name,
+                done: read.rows,
+                total,
+            });
+            Ok(())
+        })?;
+    }
+    Ok(read)
+}
+
+fn find_difference(
     truth: &dyn TruthTier,
     table: TableId,
     spec: &TableSpec,
@@ -138,6 +193,8 @@ fn not_whole() -> Error {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
     use crate::key::KeyWidth;
@@ -172,8 +229,11 @@ mod tests {
         for (key, row) in [(1, 11), (2, 20), (3, 30), (4, 40), (5, 51), (u64::MAX, 99), (77, 7)] {
             insert(&tier, key, row);
         }
-        assert_eq!(read_all(&tier, TABLE, &spec, &Silent).unwrap(), 7);
-        let compare = || compare_with_files(&tier, TABLE, &spec, &sources, &Silent).unwrap();
+        assert_eq!(read_all(&tier, TABLE, &spec, &Silent).unwrap().rows, 7);
+        let compare = || {
+            let held = read_all(&tier, TABLE, &spec, &Silent).unwrap();
+            compare_with_files(&tier, TABLE, &spec, &held, &sources, &Silent).unwrap()
+        };
         let fine = compare();
         assert!(fine.is_none() && fine.keys == 8, "{fine:?}");
         insert(&tier, 5, 50);
@@ -182,5 +242,36 @@ mod tests {
         let found = compare();
         assert_eq!((found.missing, found.differing), (2, 2));
         assert_eq!(found.examples, [2, 4, 5, u64::MAX]);
+    }
+
+    #[test]
+    fn rows_are_looked_up_only_where_something_differs_and_every_difference_is_seen() {
+        let spec = TableSpec { name: "hps_et.m.t".into(), row_bytes: 4, key_width: KeyWidth::Bits64 };
+        let directory = tempfile::tempdir().unwrap();
+        let sources = [source(directory.path(), &[(1, 10), (2, 20), (3, 30)])];
+        // The same, another row, rows of two keys exchanged, a row that another key has, a bit, another key.
+        let cases = [
+            ([(1, 10), (2, 20), (3, 30)], 0),
+            ([(1, 10), (2, 21), (3, 30)], 1),
+            ([(1, 20), (2, 10), (3, 30)], 2),
+            ([(1, 10), (2, 10), (3, 30)], 1),
+            ([(1, 10), (2, 20), (3, 30 ^ 1 << 31)], 1),
+            ([(1, 10), (2, 20), (4, 30)], 1),
+        ];
+        for (rows, num_differing) in cases {
+            let tier = MapTier::new(TierKind::Ssd, std::slice::from_ref(&spec));
+            rows.iter().for_each(|&(key, row)| insert(&tier, key, row));
+            let num_lookups = Arc::new(AtomicU64::new(0));
+            let counter = Arc::clone(&num_lookups);
+            tier.set_hook(move |operation| {
+                counter.fetch_add(u64::from(operation == "lookup"), Ordering::Relaxed);
+                Ok(())
+            });
+            let held = read_all(&tier, TABLE, &spec, &Silent).unwrap();
+            let found = compare_with_files(&tier, TABLE, &spec, &held, &sources, &Silent).unwrap();
+            assert_eq!(found.keys, 3);
+            assert_eq!(found.missing + found.differing, num_differing, "{rows:?}");
+            assert_eq!(num_lookups.load(Ordering::Relaxed) > 0, num_differing > 0, "{rows:?}");
+        }
     }
 }
