@@ -114,17 +114,12 @@ fn lookup_against_a_plain_gather() {
     }
 }
 
-/// A number that is set in the environment.
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 #[test]
 #[ignore = "a measurement; bench/maps calls it"]
 fn lookups_beside_hashbrown() {
-    let num_rows = setting("HPS_BENCH_ROWS", 1_000_000);
-    let row_bytes = setting("HPS_BENCH_DIM", 32) as usize * 4;
-    let num_keys = setting("HPS_BENCH_KEYS", 65_536) as usize;
+    let num_rows = common::setting("HPS_BENCH_ROWS", 1_000_000);
+    let row_bytes = common::setting("HPS_BENCH_DIM", 32) as usize * 4;
+    let num_keys = common::setting("HPS_BENCH_KEYS", 65_536) as usize;
     let key = |row: u64| mix(row ^ 0x5555);
     let tier = open(unlimited(2), row_bytes);
     tier.reserve(TABLE, Expected::rows(num_rows)).unwrap();

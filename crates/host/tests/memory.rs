@@ -31,21 +31,20 @@ fn add(tier: &HostTier, row_bytes: usize, begin: u64, end: u64, bytes: &[u8]) {
     }
 }
 
-/// Fills a tier and returns the most bytes per row beyond the row that it took from a million rows on: reported, and
-/// resident.
-fn measure(settings: HostSettings, row_bytes: usize, is_reserved: bool) -> (f64, f64) {
+/// Fills a tier and returns the most bytes per row beyond the row that it took from so many rows on: reported, and resident.
+fn measure(settings: HostSettings, row_bytes: usize, is_reserved: bool, num_rows: u64) -> (f64, f64) {
     let bytes = vec![7u8; 4_096 * row_bytes];
     let before = resident_bytes();
     let tier = open(settings, row_bytes);
     if is_reserved {
-        tier.reserve(TABLE, Expected::rows(NUM_ROWS)).unwrap();
+        tier.reserve(TABLE, Expected::rows(num_rows)).unwrap();
     }
     let beyond = |bytes: u64, rows: u64| bytes as f64 / rows as f64 - row_bytes as f64;
     let mut worst = (0f64, 0f64);
     let mut begin = 0;
     // Reserved: at the size that was announced. Grown: at many sizes, as memory is taken in steps.
-    let end = if is_reserved { NUM_ROWS } else { NUM_ROWS * 11 / 10 };
-    for end in (NUM_ROWS..=end).step_by(5_000) {
+    let end = if is_reserved { num_rows } else { num_rows * 11 / 10 };
+    for end in (num_rows..=end).step_by(5_000) {
         add(&tier, row_bytes, begin, end, &bytes);
         begin = end;
         let usage = tier.usage(TABLE).unwrap();
@@ -77,7 +76,7 @@ fn cases() -> Vec<(HostSettings, usize, bool)> {
 fn a_row_takes_at_most_fourteen_bytes_more_than_its_own() {
     if let Ok(case) = std::env::var(CASE) {
         let (settings, row_bytes, is_reserved) = cases()[case.parse::<usize>().unwrap()];
-        let (reported, resident) = measure(settings, row_bytes, is_reserved);
+        let (reported, resident) = measure(settings, row_bytes, is_reserved, NUM_ROWS);
         println!(
             "beyond a row of {row_bytes} bytes: {reported:.2} bytes reported, {resident:.2} resident \
              (P {}, {:?}{}, {})",
@@ -101,6 +100,17 @@ fn a_row_takes_at_most_fourteen_bytes_more_than_its_own() {
         println!("{line}");
         assert!(output.status.success(), "case {case}: {line}\n{}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+/// `HPS_BENCH_ROWS` rows of `HPS_BENCH_DIM` floats, each way in a process of its own: `HPS_BENCH_GROWN` is 0 or 1.
+#[test]
+#[ignore = "a measurement"]
+fn memory_of_more_rows() {
+    let row_bytes = common::setting("HPS_BENCH_DIM", 8) as usize * 4;
+    let num_rows = common::setting("HPS_BENCH_ROWS", 10_000_000);
+    let is_reserved = common::setting("HPS_BENCH_GROWN", 0) == 0;
+    let (reported, resident) = measure(unlimited(16), row_bytes, is_reserved, num_rows);
+    println!("{num_rows} rows: {reported:.2} bytes reported, {resident:.2} resident");
 }
 
 #[test]

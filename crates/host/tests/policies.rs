@@ -167,3 +167,18 @@ fn hit_rates_beside_exact_policies() {
         }
     }
 }
+
+/// Of `HPS_BENCH_ROWS` keys a tenth is held, and 25 times as many accesses are made.
+#[test]
+#[ignore = "a measurement of minutes"]
+fn hit_rates_of_more_keys() {
+    let num_keys = common::setting("HPS_BENCH_ROWS", 10_000_000);
+    let margin = num_keys / 10;
+    let batches = margin * 25 / BATCH as u64;
+    for policy in [EvictionPolicy::Oldest, EvictionPolicy::LeastUsed] {
+        for shift in [0, num_keys / 1_000] {
+            let (tier, exact) = hit_rates(policy, margin, num_keys, batches, shift as f64);
+            println!("{policy:9?} {margin:8} {shift:9} {:6.2} {:6.2}", tier * 100.0, exact * 100.0);
+        }
+    }
+}

@@ -23,6 +23,11 @@ pub const TABLE: TableId = TableId(0);
 pub const POLICIES: [EvictionPolicy; 3] =
     [EvictionPolicy::Random, EvictionPolicy::LeastUsed, EvictionPolicy::Oldest];
 
+/// A number that is set in the environment.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 pub fn unlimited(num_partitions: usize) -> HostSettings {
     HostSettings {
         num_partitions,
