@@ -122,7 +122,7 @@ fn reading_from_the_disk() {
         on_disk as f64 / (num_rows * (row_bytes as u64 + 8)) as f64
     );
     for (num_keys, num_rounds) in [(256, 60), (4_096, 20), (65_536, 3)] {
-        for turn in 0..2 {
+        for turn in 0..number("HPS_BENCH_TURNS", 2) {
             let iops = fio(path);
             let mut out = vec![0u8; num_keys * row_bytes];
             let (mut seconds, mut slowest, mut cpu) = (0.0, 0.0f64, 0.0);
