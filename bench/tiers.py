@@ -14,8 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,28 +27,37 @@ from load import forget, write_model_files
 import hps_torch
 
 
-@contextmanager
-def beside(work: Callable[[], object]) -> Iterator[None]:
-    """Does something over and over in a thread of its own."""
-    stop = threading.Event()
-    errors: list[Exception] = []
+class Beside(threading.Thread):
+    """Does something over and over, from the beginning of a block to its end."""
 
-    def repeat() -> None:
+    def __init__(self, what: str, work: Callable[[], object]) -> None:
+        super().__init__()
+        self.what, self.work = what, work
+        #: How often it was done.
+        self.rounds = 0
+        self._stop_it = threading.Event()
+        self._error: Exception | None = None
+
+    def run(self) -> None:
         try:
-            while not stop.is_set():
-                work()
+            while not self._stop_it.is_set():
+                self.work()
+                self.rounds += 1
         except Exception as error:
-            errors.append(error)
+            self._error = error
 
-    thread = threading.Thread(target=repeat)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    if errors:
-        raise errors[0]
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Beside:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_it.set()
+        self.join()
+        self.check()
 
 
 @dataclass
@@ -66,24 +74,31 @@ class Store:
     def counts(self) -> dict[str, int]:
         return hps_torch.stats(self.config)["models"][MODEL]["tables"][0]
 
-    def measure(self, what: str, size: int, seconds: float, settle: float) -> None:
+    def measure(
+        self, size: int, seconds: float, settle: float, beside: Beside | None = None
+    ) -> None:
         """Looks keys up for some seconds, after others in which the tiers settle."""
         times: list[float] = []
         before: dict[str, int] = {}
+        rounds = 0
         began = time.monotonic()
-        while (passed := time.monotonic() - began) < settle + seconds:
+        while (passed := time.monotonic() - began) < settle + seconds or not times:
             keys = torch.from_numpy(self.shuffle[power_law(self.rows, 1.05, size, self.rng)])
             start = time.perf_counter()
             torch.ops.hps.lookup(keys, self.config, MODEL, 0, self.dim)
             taken = time.perf_counter() - start
             if passed < settle or not before:
-                before = self.counts()
+                before, rounds = self.counts(), beside.rounds if beside else 0
             else:
                 times.append(taken)
         after = self.counts()
         host = (after["host_hits"] - before["host_hits"]) / (after["keys"] - before["keys"])
-        percentiles = np.percentile(np.array(times) * 1e3, [50, 99, 99.9])
-        p50, p99, p999 = percentiles
+        p50, p99, p999 = np.percentile(np.array(times) * 1e3, [50, 99, 99.9])
+        what = ""
+        if beside:
+            beside.check()
+            rate = (beside.rounds - rounds) / max(passed - settle, 1e-9)
+            what = f" beside {beside.what} ({rate:.2f} a second)"
         print(
             f"  {size:6,} keys a batch{what}: {size * len(times) / sum(times) / 1e6:5.2f} M rows/s,"
             f" host {host:.1%}, SSD {1 - host:.1%}; ms per batch p50 {p50:.2f}, p99 {p99:.2f}, "
@@ -158,16 +173,15 @@ def main() -> None:
             f"{rows:,} rows of dim {dim}, {arguments.share:.0%} in host memory, "
             f"{arguments.policy}, alpha 1.05"
         )
-        with beside(drop_pages):
+        with Beside("", drop_pages):
             for size in arguments.keys:
-                store.measure("", size, seconds, settle=seconds / 2)
+                store.measure(size, seconds, settle=seconds / 2)
             size = arguments.keys[0]
-            with beside(write):
-                what = f", {arguments.written:,} rows/s written"
-                store.measure(what, size, seconds, settle=2)
-            with beside(load):
-                store.measure(", another table loaded", size, seconds, settle=2)
-            store.measure(" again", size, seconds, settle=2)
+            with Beside(f"writes of {batch:,} rows", write) as writes:
+                store.measure(size, seconds, settle=2, beside=writes)
+            with Beside(f"loads of {rows:,} rows", load) as loads:
+                store.measure(size, seconds, settle=2, beside=loads)
+            store.measure(size, seconds, settle=2)
         hps_torch.close(config)
 
 

@@ -158,7 +158,7 @@ impl Loader<'_> {
         }
         let (record, shared) = match self.put_all(load.as_mut()) {
             Ok(done) => done,
-            // A disk, perhaps that of the files. They may be there again soon; wrong files may not.
+            // Perhaps that of the files, which may be there again soon.
             Err(error) if error.kind() == ErrorKind::Storage => {
                 load.interrupt();
                 return Err(error);

@@ -111,13 +111,13 @@ impl ModelFiles {
     /// (XXH3, 64 bits) of all bytes of `key` followed by the one of all bytes of `emb_vector`.
     ///
     /// # Errors
-    /// What `visit` returns; `Storage` if a file cannot be read; `Config` if a key does not fit 32 bits in 32-bit
+    /// What `visit` returns; `Storage` if a file cannot be opened any more or read; `Config` if a key does not fit 32 bits in 32-bit
     /// mode or if a file changes meanwhile.
     pub fn read(&self, visit: &mut dyn FnMut(&[Key], Rows<'_>) -> Result<()>) -> Result<String> {
         let key_path = self.directory.join("key");
         let vector_path = self.directory.join("emb_vector");
-        let mut key_file = open_file(&key_path)?;
-        let mut vector_file = open_file(&vector_path)?;
+        let mut key_file = open_again(&key_path)?;
+        let mut vector_file = open_again(&vector_path)?;
         let chunk_rows = (CHUNK_BYTES / self.row_bytes).clamp(1, 1 << 16) as u64;
         let mut key_bytes = Vec::new();
         let mut row_bytes = Vec::new();
@@ -140,7 +140,7 @@ impl ModelFiles {
             done += rows as u64;
         }
         for (path, before) in [(&key_path, &self.keys), (&vector_path, &self.vectors)] {
-            if file_state(path)? != *before {
+            if state_of(&open_again(path)?, path)? != *before {
                 return Err(Error::new(
                     ErrorKind::Config,
                     format!(
@@ -182,7 +182,7 @@ impl ModelFiles {
     /// Shows the first `wanted` keys, in order.
     fn each_key(&self, wanted: u64, mut visit: impl FnMut(Key)) -> Result<()> {
         let path = self.directory.join("key");
-        let mut file = open_file(&path)?;
+        let mut file = open_again(&path)?;
         let mut bytes = Vec::new();
         let mut done = 0;
         while done < wanted {
@@ -215,15 +215,22 @@ impl ModelFiles {
     }
 }
 
-fn open_file(path: &Path) -> Result<File> {
-    File::open(path).map_err(|why| {
-        Error::new(ErrorKind::Config, format!("{}: cannot open the model file", path.display()))
-            .caused_by(why)
-    })
+fn cannot_open(kind: ErrorKind, path: &Path, why: std::io::Error) -> Error {
+    Error::new(kind, format!("{}: cannot open the model file", path.display())).caused_by(why)
+}
+
+/// A file that was there before.
+fn open_again(path: &Path) -> Result<File> {
+    File::open(path).map_err(|why| cannot_open(ErrorKind::Storage, path, why))
 }
 
 fn file_state(path: &Path) -> Result<FileState> {
-    let metadata = open_file(path)?.metadata().map_err(|why| {
+    let file = File::open(path).map_err(|why| cannot_open(ErrorKind::Config, path, why))?;
+    state_of(&file, path)
+}
+
+fn state_of(file: &File, path: &Path) -> Result<FileState> {
+    let metadata = file.metadata().map_err(|why| {
         Error::new(ErrorKind::Storage, format!("{}: cannot read the file's size", path.display()))
             .caused_by(why)
     })?;

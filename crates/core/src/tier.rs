@@ -268,7 +268,8 @@ pub type Written<'w> = &'w (dyn Fn(u64) + Sync);
 /// A table that is being loaded. Dropped without commit, it leaves what was held before, and nothing else.
 pub trait TableLoad {
     /// Says where all rows will come from, before the first one is put. A tier on a disk that has work of a load from the same `origin`
-    /// left, which was interrupted or whose process ended before the commit, does not do that again. All rows are to be put in the same order all the same.
+    /// left, which was interrupted or whose process ended before the commit, does not do that again. All rows are to be put in the same
+    /// order all the same.
     ///
     /// Returns how many rows are sorted already.
     ///
@@ -300,6 +301,7 @@ pub trait TableLoad {
     /// As [`Tier::insert`]. The old rows are then still held.
     fn commit(self: Box<Self>, record: &str, written: Written<'_>) -> Result<u64>;
 
-    /// Ends the load without result because its source fails. A tier on a disk keeps its work for a load from the same origin.
+    /// Ends the load without result because its source cannot be read. A tier on a disk keeps its work for a load from the same origin,
+    /// unless it has failed itself.
     fn interrupt(self: Box<Self>) {}
 }

@@ -1,7 +1,8 @@
 //! Locks between processes: bytes of a file, locked for an open file description. The system gives them back when the process dies.
 //!
 //! A child made by `fork` has the same description. It lets go of it first of all: it could not use the store anyway, and would keep the
-//! locks of a parent that dies before it.
+//! locks of a parent that dies before it. (Not of one that is being opened just then: there are moments between the system's copy of the
+//! descriptors, ours of their numbers, and the opening.)
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
@@ -18,10 +19,12 @@ const NONE: i32 = -1;
 static OPEN: [AtomicI32; MAX_OPEN] = [const { AtomicI32::new(NONE) }; MAX_OPEN];
 
 extern "C" fn in_child() {
-    // A descriptor stays open, as a file that means nothing: should its owner be dropped here, it closes nothing else.
+    // A descriptor stays open if possible, as a file that means nothing: should its owner be dropped here, it closes nothing else.
     let file = File::open("/dev/null");
     let nothing = file.as_ref().map_or(NONE, AsRawFd::as_raw_fd);
-    for descriptor in OPEN.iter().map(|slot| slot.load(Ordering::Relaxed)).filter(|&open| open != NONE) {
+    // Taken, as this child may use the numbers otherwise before it forks itself.
+    let taken = OPEN.iter().map(|slot| slot.swap(NONE, Ordering::Relaxed));
+    for descriptor in taken.filter(|&open| open != NONE && open != nothing) {
         // SAFETY: the child's own descriptor, of which nobody makes use here; allowed between fork and exec.
         if unsafe { libc::dup3(nothing, descriptor, libc::O_CLOEXEC) } == -1 {
             // SAFETY: as above.
@@ -117,8 +120,9 @@ impl Locks {
 
 impl Drop for Locks {
     fn drop(&mut self) {
-        // Before the file is closed: its number may be another's right afterwards.
-        self.slot.store(NONE, Ordering::Relaxed);
+        // Before the file is closed: its number may be another's right afterwards. In a child of fork the place may be another's already.
+        let ours = self.file.as_raw_fd();
+        let _ = self.slot.compare_exchange(ours, NONE, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What loads of a table leave on disk when their process is killed, so that another one can go on with it.
+//! What loads of a table leave on disk when they are interrupted or their process is killed, so that another one can go on with it.
 //!
 //! Each load has a directory beside RocksDB's files, `hps_loading/<table>-<load>`, so that its files can be moved there. That of a load
 //! whose origin is known is named by it. Whoever calls has RocksDB's lock.

@@ -90,7 +90,7 @@ impl Piece {
     }
 }
 
-/// A run that an earlier process left. It is opened when its first piece comes: there may be more of them than files may be open.
+/// A run that an earlier load left. It is opened when its first piece comes: there may be more of them than files may be open.
 #[derive(Debug)]
 struct Left {
     path: PathBuf,

@@ -1,6 +1,6 @@
 //! How fast tables are loaded, against a copy of the same bytes, and rows are read. Run with
-//! `cargo test --release -p hps-ssd --test bench -- --ignored --nocapture`; `HPS_BENCH_ROWS` (4000000), `HPS_BENCH_DIM` (32),
-//! `TMPDIR` for the disk.
+//! `cargo test --release -p hps-ssd --test bench -- --ignored --nocapture`; `HPS_BENCH_ROWS`, `HPS_BENCH_DIM` (32),
+//! `HPS_BENCH_TURNS` of lookups and fio (2), `TMPDIR` for the disk.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a measurement")]
 
 mod common;

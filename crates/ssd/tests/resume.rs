@@ -121,8 +121,10 @@ fn a_load_whose_source_fails_goes_on_and_one_that_is_given_up_or_cannot_write_le
             load.resume("origin").unwrap();
         }
         put(load.as_mut(), true);
+        let directory = path.join("hps_loading");
         if case == "cannot write" {
-            std::fs::remove_dir_all(&leftovers(path)[0]).unwrap();
+            std::fs::rename(&directory, path.join("elsewhere")).unwrap();
+            std::fs::write(&directory, "no directory").unwrap();
             let keys = keys();
             let rows = rows_of(&keys, 1, 64);
             assert!((0..10).any(|_| load.put(&keys, Rows::new(&rows, 64).unwrap()).is_err()));
@@ -130,6 +132,9 @@ fn a_load_whose_source_fails_goes_on_and_one_that_is_given_up_or_cannot_write_le
         match case {
             "given up" => drop(load),
             _ => load.interrupt(),
+        }
+        if case == "cannot write" {
+            std::fs::remove_file(&directory).unwrap();
         }
         let goes_on = case == "interrupted";
         assert_eq!(leftovers(path).len(), usize::from(goes_on), "{case}");
