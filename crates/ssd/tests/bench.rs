@@ -126,11 +126,13 @@ fn reading_from_the_disk() {
             let iops = fio(path);
             let mut out = vec![0u8; num_keys * row_bytes];
             let (mut seconds, mut slowest, mut cpu) = (0.0, 0.0f64, 0.0);
+            let mut reads = [0; 2];
             for round in 0..num_rounds {
                 drop_pages(path);
                 let seed = (turn * 1_000 + round) << 40;
                 let keys: Vec<Key> = (0..num_keys as u64).map(|i| mix(mix(seed | i) % num_rows)).collect();
                 let mut misses = Vec::new();
+                let before = file_reads();
                 let (began, cpu_before) = (Instant::now(), cpu_seconds());
                 let mut rows = RowsMut::from_bytes(&mut out, row_bytes).unwrap();
                 tier.lookup(TABLE, Batch::all(&keys), &mut rows, &mut misses).unwrap();
@@ -138,10 +140,16 @@ fn reading_from_the_disk() {
                 cpu += cpu_seconds() - cpu_before;
                 (seconds, slowest) = (seconds + taken, slowest.max(taken));
                 assert!(misses.is_empty());
+                reads
+                    .iter_mut()
+                    .zip(file_reads().iter().zip(before))
+                    .for_each(|(sum, (now, before))| *sum += now - before);
             }
             let rate = num_keys as f64 * num_rounds as f64 / seconds;
             println!(
-                "{num_keys} keys: {rate:.0} rows/s, {:.1} us of a processor each, slowest batch {:.1} ms; fio {}",
+                "{num_keys} keys: {rate:.0} rows/s, {:.2} reads of {:.0} bytes each, {:.1} us of a processor, slowest batch {:.1} ms; fio {}",
+                reads[0] as f64 / (num_keys as f64 * num_rounds as f64),
+                reads[1] as f64 / reads[0] as f64,
                 cpu * 1e6 / (num_keys as f64 * num_rounds as f64),
                 slowest * 1e3,
                 iops.map_or("is not here".into(), |iops| format!("{iops:.0} pages/s: {:.2}", rate / iops))
@@ -149,6 +157,15 @@ fn reading_from_the_disk() {
         }
     }
     println!("{} MB at most", peak_bytes() >> 20);
+}
+
+/// How often this process has read from files, and how many bytes came from the disk.
+fn file_reads() -> [u64; 2] {
+    let text = std::fs::read_to_string("/proc/self/io").unwrap();
+    ["syscr", "read_bytes"].map(|name| {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    })
 }
 
 /// Processor time that this process has taken; seconds.

@@ -114,3 +114,24 @@ fn a_loaded_table_has_no_files_that_overlap_also_if_it_came_in_parts() {
         assert!(files_above(6) > 0);
     }
 }
+
+#[test]
+fn tables_are_kept_with_the_options_that_were_chosen() {
+    let directory = tempfile::tempdir().unwrap();
+    let tier = open(directory.path(), &one_table());
+    load(&tier, &[1, 2, 3], 1, 64, "record");
+    drop(tier);
+    // RocksDB notes them beside the tables, those of the last column family last.
+    let paths = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
+    let notes = paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("OPTIONS-"));
+    let text = std::fs::read_to_string(notes.max().unwrap()).unwrap();
+    let ours = text.rsplit_once("[TableOptions/BlockBasedTable \"hps_et.m.sparse_embedding0\"]").unwrap().1;
+    for option in [
+        "block_size=2048",
+        "max_auto_readahead_size=0",
+        "cache_index_and_filter_blocks=true",
+        "partition_filters=true",
+    ] {
+        assert!(ours.contains(&format!("  {option}\n")), "{option} in {ours}");
+    }
+}
