@@ -23,6 +23,8 @@ const MAX_OPEN_FILES: i32 = 512;
 /// Threads that compact: as many keep up with 100,000s of rows a second, and leave processors for lookups.
 const MAX_BACKGROUND_THREADS: usize = 4;
 
+const WRITEBACK_BYTES: u64 = 1 << 20;
+
 const FILTER_BITS_PER_ROW: f64 = 10.0;
 
 /// Half a page of the disk. Blocks lie anywhere in a file: of 4 KiB, RocksDB's default, nearly every one lies in two pages, of 2 KiB every other
@@ -69,6 +71,8 @@ pub(crate) fn open_options(settings: &SsdSettings) -> OpenOptions {
     database.set_max_subcompactions(num_threads.unsigned_abs());
     // A quarter of the default, for each file that a compaction reads: an SSD is no faster with more.
     database.set_compaction_readahead_size(512 << 10);
+    // Files go to the disk as they are written, not all at once when they are synced: lookups read meanwhile.
+    database.set_bytes_per_sync(WRITEBACK_BYTES);
     database.set_max_open_files(if settings.read_only { ALL_FILES_OPEN } else { MAX_OPEN_FILES });
     database.set_db_write_buffer_size(settings.memtable_bytes);
     database.set_max_total_wal_size(MAX_WAL_BYTES);

@@ -45,6 +45,12 @@ const COUNTED_ROWS: u64 = 8192;
 
 const TABLE_FILE: &str = ".sst";
 
+/// From now on this thread gets little of the processors that others want: those which look rows up while a table is loaded.
+fn yield_to_lookups() {
+    // It cannot be taken back without rights, so that it is for threads of ours alone. Where it is not allowed, the load takes its share.
+    drop(rustix::process::nice(10));
+}
+
 /// Where a row sorts, and where it lies in its piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
@@ -237,6 +243,7 @@ impl Sorter {
         let path = self.directory.join(format!("{number:06}.run"));
         let row_bytes = self.row_bytes;
         let work = move || {
+            yield_to_lookups();
             let fingerprint = piece.fingerprint();
             if let Some(expected) = expected {
                 return if fingerprint == expected { Ok((Done::Follows, piece)) } else { Err(changed()) };
@@ -333,12 +340,17 @@ impl Sorter {
             done: Mutex::new(Ok(Sorted::default())),
         };
         std::thread::scope(|scope| {
-            for _ in 1..num_threads.min(begins.len()).min(MAX_WRITERS) {
-                // If the system has no more threads, those that are there do all of it.
-                let started = std::thread::Builder::new().name("hps-sort".into());
-                drop(started.spawn_scoped(scope, || merge.work(&begins)));
+            let work = || {
+                yield_to_lookups();
+                merge.work(&begins);
+            };
+            let start = |_: &usize| {
+                std::thread::Builder::new().name("hps-sort".into()).spawn_scoped(scope, work).is_ok()
+            };
+            // If the system has no more threads, those that are there do all of it.
+            if (0..num_threads.min(begins.len()).min(MAX_WRITERS)).filter(start).count() == 0 {
+                merge.work(&begins);
             }
-            merge.work(&begins);
         });
         let sorted = merge.done.into_inner()?;
         self.runs.clear();
@@ -885,6 +897,29 @@ mod tests {
         super::tests::put(&mut again, 0..2_000, 1);
         let error = again.finish("0", &Options::default(), 60_000, 2, &|_| {}).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    }
+
+    /// How much this thread leaves to others, from 0 on.
+    fn niceness() -> i32 {
+        rustix::process::nice(0).unwrap()
+    }
+
+    #[test]
+    fn threads_that_merge_leave_the_processors_to_lookups_and_the_caller_stays_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let before = niceness();
+        let mut sorter =
+            Sorter::new(directory.path().join("s"), ROW_BYTES, KeyWidth::Bits64, 2 * 40_000 * ROW_BYTES);
+        put(&mut sorter, 0..100_000, 1);
+        let (least, num_calls) = (std::sync::atomic::AtomicI32::new(i32::MAX), AtomicUsize::new(0));
+        let written = |_: u64| {
+            least.fetch_min(niceness(), Ordering::Relaxed);
+            num_calls.fetch_add(1, Ordering::Relaxed);
+        };
+        sorter.finish("0", &Options::default(), 400_000, 2, &written).unwrap();
+        assert!(num_calls.into_inner() > 2);
+        assert_eq!(least.into_inner(), (before + 10).min(19));
+        assert_eq!(niceness(), before);
     }
 
     #[test]
