@@ -401,6 +401,49 @@ fn a_child_made_by_fork_keeps_no_lock_of_a_process_that_is_killed() {
 }
 
 #[test]
+fn a_child_made_by_fork_may_use_the_numbers_of_files_that_it_has_closed() {
+    const NAME: &str = "a_child_made_by_fork_may_use_the_numbers_of_files_that_it_has_closed";
+    const NUMBERS: std::ops::Range<i32> = 3..256;
+    let fork_and_wait = |child: &dyn Fn()| {
+        // SAFETY: children call nothing but what is allowed between fork and exec.
+        let number = unsafe { libc::fork() };
+        if number == 0 {
+            child();
+            // SAFETY: as above.
+            unsafe { libc::_exit(0) };
+        }
+        // SAFETY: nothing is written through a null pointer.
+        assert_eq!(unsafe { libc::waitpid(number, std::ptr::null_mut(), 0) }, number);
+    };
+    if let Some((_, _tier)) = task() {
+        let folder = std::env::var(FOLDER).unwrap();
+        let log = std::ffi::CString::new(format!("{folder}/log")).unwrap();
+        fork_and_wait(&|| {
+            // One of them was that of the lock file.
+            for number in NUMBERS {
+                // SAFETY: nobody uses it here.
+                unsafe { libc::close(number) };
+            }
+            for _ in NUMBERS {
+                let how = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND;
+                // SAFETY: the path ends with a zero.
+                unsafe { libc::open(log.as_ptr(), how, 0o600) };
+            }
+            fork_and_wait(&|| {
+                for number in NUMBERS {
+                    // SAFETY: one byte of a static text.
+                    unsafe { libc::write(number, c"x".as_ptr().cast(), 1) };
+                }
+            });
+        });
+        return;
+    }
+    let parent = tempfile::tempdir().unwrap();
+    finish(start(NAME, "fork", parent.path()));
+    assert_eq!(std::fs::read(parent.path().join("log")).unwrap().len(), NUMBERS.len());
+}
+
+#[test]
 fn readers_see_whole_rows_while_another_process_writes() {
     const NAME: &str = "readers_see_whole_rows_while_another_process_writes";
     const KEYS: u64 = 300;
