@@ -336,6 +336,27 @@ mod tests {
     }
 
     #[test]
+    fn files_that_are_gone_when_they_are_read_are_a_matter_of_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        for is_there_at_first in [false, true] {
+            write(directory.path(), &[1, 2], 4);
+            let files = ModelFiles::open(directory.path(), 4, KeyWidth::Bits64).unwrap();
+            let remove = || std::fs::remove_file(directory.path().join("emb_vector")).unwrap();
+            if !is_there_at_first {
+                remove();
+            }
+            let error = files
+                .read(&mut |_, _| {
+                    remove();
+                    Ok(())
+                })
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Storage);
+            assert!(error.to_string().contains("emb_vector: cannot open the model file"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_file_that_changes_while_it_is_read_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
         write(directory.path(), &[1, 2], 4);

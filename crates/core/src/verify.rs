@@ -294,4 +294,23 @@ mod tests {
             assert_eq!(num_lookups.load(Ordering::Relaxed), 1 + is_looked_up, "{rows:?}");
         }
     }
+
+    #[test]
+    fn rows_that_a_scan_reads_and_a_lookup_does_not_find_are_seen() {
+        let spec = TableSpec { name: "hps_et.m.t".into(), row_bytes: 4, key_width: KeyWidth::Bits64 };
+        let directory = tempfile::tempdir().unwrap();
+        let sources = [source(directory.path(), &[(1, 10), (2, 20)])];
+        for (lost, differing) in [(Some(1), 0), (None, 1)] {
+            let tier = MapTier::new(TierKind::Ssd, std::slice::from_ref(&spec));
+            [(1, 10), (2, 20)].iter().for_each(|&(key, row)| insert(&tier, key, row));
+            let held = read_all(&tier, TABLE, &spec, &Silent).unwrap();
+            match lost {
+                Some(key) => tier.erase(TABLE, &[key]).unwrap(),
+                None => insert(&tier, 1, 11),
+            }
+            let found = compare_with_files(&tier, TABLE, &spec, &held, &sources, &Silent).unwrap();
+            assert_eq!((found.missing, found.differing), (1 - differing, differing));
+            assert_eq!(found.examples, [1]);
+        }
+    }
 }
