@@ -48,7 +48,7 @@ const TABLE_FILE: &str = ".sst";
 /// From now on this thread gets little of the processors that others want: those which look rows up while a table is loaded.
 fn yield_to_lookups() {
     // It cannot be taken back without rights, so that it is for threads of ours alone. Where it is not allowed, the load takes its share.
-    drop(rustix::process::nice(10));
+    let _ = rustix::process::nice(10);
 }
 
 /// Where a row sorts, and where it lies in its piece.
