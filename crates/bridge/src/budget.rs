@@ -24,8 +24,7 @@ const DEVIATIONS: f64 = 6.0;
 const MORE_BLOCK_BYTES: u64 = 4 << 20;
 
 /// Buffers and filters of compactions, and what RocksDB's threads leave with the C library's allocator, which keeps memory by thread. Measured
-/// (tests/rust/tests/memory.rs): 69 MB with two processors, and up to 93 after hours beside other work that keeps threads from the processors in
-/// the middle of things, so that the allocator spreads what they take.
+/// (tests/rust/tests/memory.rs): 69 MB with two processors, and up to 93 within an hour or two beside other work.
 fn other_bytes(memory_bytes: u64) -> u64 {
     (memory_bytes / 16 * 7).min(128 << 20)
 }
