@@ -105,104 +105,108 @@ pub fn compare_with_files(
     sources: &[Source],
     observer: &dyn Observer,
 ) -> Result<Difference> {
-    let total: u64 = sources.iter().map(|source| source.files.num_keys()).sum();
-    if total == held.rows && has_rows(truth, table, spec, held, sources, observer)? {
+    let comparison = Comparison { truth, table, spec, sources, observer };
+    let total = comparison.num_keys();
+    if total == held.rows && comparison.has_rows(held)? {
         return Ok(Difference { keys: total, ..Difference::default() });
     }
-    find_difference(truth, table, spec, sources, observer)
+    comparison.find_difference()
 }
 
-/// True if the files have just the rows that are held, and lookups find those of the sample.
-fn has_rows(
-    truth: &dyn TruthTier,
+/// What is compared with what.
+struct Comparison<'a> {
+    truth: &'a dyn TruthTier,
     table: TableId,
-    spec: &TableSpec,
-    held: &Checksum,
-    sources: &[Source],
-    observer: &dyn Observer,
-) -> Result<bool> {
-    let mut read = Checksum::default();
-    let mut are_found = true;
-    let (mut sample, mut found, mut misses) = (Vec::new(), Vec::new(), Vec::new());
-    for source in sources {
-        source.files.read(&mut |keys, rows| {
-            read.add(keys, rows);
-            sample.clear();
-            sample.extend(keys.iter().copied().step_by(SAMPLED));
-            found.clear();
-            found.resize(sample.len() * spec.row_bytes, 0);
-            let mut target = RowsMut::from_bytes(&mut found, spec.row_bytes).ok_or_else(not_whole)?;
-            truth.lookup(table, Batch::all(&sample), &mut target, &mut misses)?;
-            let found = Rows::new(&found, spec.row_bytes).ok_or_else(not_whole)?;
-            are_found &= misses.is_empty() && rows.iter().step_by(SAMPLED).eq(found.iter());
-            observer.progress(Progress {
-                what: "reading model files",
-                table: &spec.name,
-                done: read.rows,
-                total: held.rows,
-            });
-            Ok(())
-        })?;
-    }
-    Ok(are_found && read == *held)
+    spec: &'a TableSpec,
+    sources: &'a [Source],
+    observer: &'a dyn Observer,
 }
 
-fn find_difference(
-    truth: &dyn TruthTier,
-    table: TableId,
-    spec: &TableSpec,
-    sources: &[Source],
-    observer: &dyn Observer,
-) -> Result<Difference> {
-    let total = sources.iter().map(|source| source.files.num_keys()).sum();
-    let mut found = Difference::default();
-    let mut remembered: HashMap<Key, Last> = HashMap::new();
-    let (mut held, mut misses) = (Vec::new(), Vec::new());
-    for source in sources {
-        source.files.read(&mut |keys, rows| {
-            held.clear();
-            held.resize(rows.bytes().len(), 0);
-            misses.clear();
-            let mut target = RowsMut::from_bytes(&mut held, spec.row_bytes).ok_or_else(not_whole)?;
-            truth.lookup(table, Batch::all(keys), &mut target, &mut misses)?;
-            let held = Rows::new(&held, spec.row_bytes).ok_or_else(not_whole)?;
-            let mut misses = misses.iter().copied().peekable();
-            for (i, (&key, (row, held))) in keys.iter().zip(rows.iter().zip(held.iter())).enumerate() {
-                let last = match misses.next_if_eq(&(i as u32)) {
-                    Some(_) => Last::Missing,
-                    None if row == held => Last::Same,
-                    None => Last::Differs,
-                };
-                if last != Last::Same || remembered.contains_key(&key) {
-                    remembered.insert(key, last);
-                }
-            }
-            if remembered.len() > MAX_REMEMBERED {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!(
-                        "more than {MAX_REMEMBERED} keys have several rows in the model files, or another one in the \
-                         table: these files are hardly what the table was loaded from"
-                    ),
-                )
-                .at("table", &spec.name));
-            }
-            found.keys += keys.len() as u64;
-            observer.progress(Progress { what: "comparing", table: &spec.name, done: found.keys, total });
-            Ok(())
-        })?;
+impl Comparison<'_> {
+    fn num_keys(&self) -> u64 {
+        self.sources.iter().map(|source| source.files.num_keys()).sum()
     }
-    for (&key, &last) in &remembered {
-        match last {
-            Last::Same => continue,
-            Last::Missing => found.missing += 1,
-            Last::Differs => found.differing += 1,
+
+    fn progress(&self, what: &str, done: u64, total: u64) {
+        self.observer.progress(Progress { what, table: &self.spec.name, done, total });
+    }
+
+    /// True if the files have just the rows that are held, and lookups find those of the sample.
+    fn has_rows(&self, held: &Checksum) -> Result<bool> {
+        let mut read = Checksum::default();
+        let mut are_found = true;
+        let (mut sample, mut found, mut misses) = (Vec::new(), Vec::new(), Vec::new());
+        for source in self.sources {
+            source.files.read(&mut |keys, rows| {
+                read.add(keys, rows);
+                sample.clear();
+                sample.extend(keys.iter().copied().step_by(SAMPLED));
+                found.clear();
+                found.resize(sample.len() * self.spec.row_bytes, 0);
+                let mut target =
+                    RowsMut::from_bytes(&mut found, self.spec.row_bytes).ok_or_else(not_whole)?;
+                self.truth.lookup(self.table, Batch::all(&sample), &mut target, &mut misses)?;
+                let found = Rows::new(&found, self.spec.row_bytes).ok_or_else(not_whole)?;
+                are_found &= misses.is_empty() && rows.iter().step_by(SAMPLED).eq(found.iter());
+                self.progress("reading model files", read.rows, held.rows);
+                Ok(())
+            })?;
         }
-        found.examples.push(key);
+        Ok(are_found && read == *held)
     }
-    found.examples.sort_unstable();
-    found.examples.truncate(MAX_NAMED);
-    Ok(found)
+
+    /// Looks every key up.
+    fn find_difference(&self) -> Result<Difference> {
+        let total = self.num_keys();
+        let mut found = Difference::default();
+        let mut remembered: HashMap<Key, Last> = HashMap::new();
+        let (mut held, mut misses) = (Vec::new(), Vec::new());
+        for source in self.sources {
+            source.files.read(&mut |keys, rows| {
+                held.clear();
+                held.resize(rows.bytes().len(), 0);
+                misses.clear();
+                let mut target = RowsMut::from_bytes(&mut held, self.spec.row_bytes).ok_or_else(not_whole)?;
+                self.truth.lookup(self.table, Batch::all(keys), &mut target, &mut misses)?;
+                let held = Rows::new(&held, self.spec.row_bytes).ok_or_else(not_whole)?;
+                let mut misses = misses.iter().copied().peekable();
+                for (i, (&key, (row, held))) in keys.iter().zip(rows.iter().zip(held.iter())).enumerate() {
+                    let last = match misses.next_if_eq(&(i as u32)) {
+                        Some(_) => Last::Missing,
+                        None if row == held => Last::Same,
+                        None => Last::Differs,
+                    };
+                    if last != Last::Same || remembered.contains_key(&key) {
+                        remembered.insert(key, last);
+                    }
+                }
+                if remembered.len() > MAX_REMEMBERED {
+                    return Err(Error::new(
+                        ErrorKind::Unsupported,
+                        format!(
+                            "more than {MAX_REMEMBERED} keys have several rows in the model files, or another one in the \
+                             table: these files are hardly what the table was loaded from"
+                        ),
+                    )
+                    .at("table", &self.spec.name));
+                }
+                found.keys += keys.len() as u64;
+                self.progress("comparing", found.keys, total);
+                Ok(())
+            })?;
+        }
+        for (&key, &last) in &remembered {
+            match last {
+                Last::Same => continue,
+                Last::Missing => found.missing += 1,
+                Last::Differs => found.differing += 1,
+            }
+            found.examples.push(key);
+        }
+        found.examples.sort_unstable();
+        found.examples.truncate(MAX_NAMED);
+        Ok(found)
+    }
 }
 
 fn not_whole() -> Error {
