@@ -7,7 +7,9 @@
 #   step, note, fail, run_logged          see below
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-VENV="$ROOT/.venv"
+# The folder itself where .venv is a link to one that several clones share: pip writes the interpreter's path into the programs
+# that it installs, and by the path of a clone they would end with that clone.
+VENV="$(readlink -m "$ROOT/.venv")"
 PYTHON="$VENV/bin/python"
 LOGS="$ROOT/build/log"
 
