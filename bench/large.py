@@ -1,8 +1,9 @@
 """A table as large as the disk allows, as an operator meets it.
 
 It is loaded; loaded again by processes that are killed on the way, until one comes to the end;
-verified; opened and read twice. Needs the bytes of its rows three times on the disk. Rows are
-compared with the model files wherever they are read, and a wrong one ends the run.
+verified; opened and read twice; verified again after some rows were updated. Needs the bytes of its
+rows three times on the disk. Rows are compared with the model files wherever they are read, and a
+wrong one ends the run.
 """
 
 from __future__ import annotations
@@ -59,6 +60,27 @@ p50, p99 = np.percentile(times, [50, 99]) * 1e3
 print(
     f"{len(times)} lookups of 4,096 keys: p50 {p50:.1f} ms, p99 {p99:.1f} ms, "
     f"{4.096 * len(times) / sum(times):.0f} k rows/s; {memory >> 10} MB, torch's included"
+)
+"""
+
+#: Updates rows, in a process of its own.
+UPDATER = """
+import sys, time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import hps_torch
+
+config, model, dim, files, num_updates = sys.argv[1:]
+start = time.perf_counter()
+hps_torch.open(config)
+print(f"opened in {time.perf_counter() - start:.3f} s, before {num_updates} rows were updated")
+keys = np.memmap(Path(files) / "key", dtype=np.int64, mode="r")
+positions = np.random.default_rng(7).choice(len(keys), int(num_updates), replace=False)
+hps_torch.update(
+    config, model, 0, torch.from_numpy(keys[positions]), torch.full((len(positions), int(dim)), 2.0)
 )
 """
 
@@ -134,7 +156,7 @@ class Table:
         )
         return None if is_killed else taken
 
-    def verify(self) -> None:
+    def verify(self, num_updated: int = 0) -> None:
         forget(self.database.glob("*.sst"))
         forget(self.files.iterdir())
         start = time.perf_counter()
@@ -142,8 +164,17 @@ class Table:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
         table = json.loads(done.stdout)["tables"][0]
         assert table["rows"] == self.rows, table
-        assert table["files"]["differing"] + table["files"]["missing"] == 0, table
-        say(f"verified in {time.perf_counter() - start:.1f} s: the rows are those of the files")
+        found = table["files"]["differing"], table["files"]["missing"]
+        assert found == (num_updated, 0), table
+        say(
+            f"verified in {time.perf_counter() - start:.1f} s: the rows are those of the files"
+            + (f" but for the {num_updated:,} that were updated" if num_updated else "")
+        )
+
+    def update(self, num_updates: int) -> None:
+        what = [self.config, MODEL, str(self.dim), str(self.files), str(num_updates)]
+        command = [sys.executable, "-c", UPDATER, *what]
+        say(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
     def read(self, num_lookups: int) -> None:
         forget(self.database.glob("*.sst"))
@@ -159,6 +190,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=32)
     parser.add_argument("--dir", default="/var/tmp", help="on the disk that is measured")
     parser.add_argument("--lookups", type=int, default=500)
+    parser.add_argument("--updates", type=int, default=1_000, help="rows updated before the end")
     parser.add_argument(
         "--kills", type=float, nargs="*", default=[0.3, 0.6], help="shares of the time of a load"
     )
@@ -186,6 +218,10 @@ def main() -> None:
         table.verify()
         for _ in range(2):
             table.read(arguments.lookups)
+        # The second time the table is one that was written since its load.
+        for _ in range(2):
+            table.update(arguments.updates)
+        table.verify(num_updated=arguments.updates)
 
 
 if __name__ == "__main__":

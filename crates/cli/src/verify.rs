@@ -58,7 +58,7 @@ fn verify(
 ) -> Result<Found> {
     let counted = database.state(table)?.counted_rows;
     let held = read_all(database, table, spec, &deployment.console)?;
-    let rows = held.rows;
+    let rows = held.rows();
     let mut found = Found { rows, counted, files: None, problems: Vec::new(), notes: Vec::new() };
     if database.held(table)? == Held::Nothing {
         found.problems.push("the table was never loaded, or only in part: load it with hps load".into());

@@ -22,6 +22,7 @@
 
 mod background;
 pub mod batch;
+mod checksums;
 pub mod device;
 pub mod error;
 mod fetcher;
@@ -30,6 +31,7 @@ pub mod hot_keys;
 pub mod key;
 pub mod keyed_hash;
 pub mod load;
+mod load_turn;
 pub mod memory;
 pub mod model_files;
 pub mod observer;

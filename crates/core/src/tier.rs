@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::key::{Key, KeyWidth, TableId};
+pub use crate::load_turn::{LoadFlag, LoadTurn};
 use crate::row::{Rows, RowsMut};
 use crate::update_clock::{ClockSnapshot, UpdateClock};
 

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use xxhash_rust::xxh3::xxh3_128_with_seed;
-
 use crate::batch::Batch;
+pub use crate::checksums::Checksums;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Key, TableId, mix};
+use crate::key::{Key, TableId};
 use crate::load::Source;
 use crate::observer::{Observer, Progress};
 use crate::row::{Rows, RowsMut};
@@ -41,23 +40,6 @@ impl Difference {
     }
 }
 
-/// Tells whether rows are the same as others, in whatever order both come: their hashes of 128 bits (XXH3, the key as its seed), added up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Checksum {
-    /// How many rows there are.
-    pub rows: u64,
-    sum: u128,
-}
-
-impl Checksum {
-    fn add(&mut self, keys: &[Key], rows: Rows<'_>) {
-        for (&key, row) in keys.iter().zip(rows.iter()) {
-            self.sum = self.sum.wrapping_add(xxh3_128_with_seed(row, mix(key)));
-        }
-        self.rows += keys.len() as u64;
-    }
-}
-
 /// How the last row of a key compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
@@ -66,7 +48,7 @@ enum Last {
     Missing,
 }
 
-/// Reads every row of the table and returns their checksum. What the tier notices on the way, damaged blocks for one, is an
+/// Reads every row of the table and returns their checksums. What the tier notices on the way, damaged blocks for one, is an
 /// error.
 ///
 /// # Errors
@@ -76,24 +58,24 @@ pub fn read_all(
     table: TableId,
     spec: &TableSpec,
     observer: &dyn Observer,
-) -> Result<Checksum> {
+) -> Result<Checksums> {
     let total = truth.usage(table)?.rows;
-    let mut read = Checksum::default();
+    let mut read = Checksums::new(total);
     let show = |done, total| observer.progress(Progress { what: "reading", table: &spec.name, done, total });
     truth.scan(table, &mut |keys, rows| {
         read.add(keys, rows);
         // The number that was expected may be an estimate; the end is told below.
-        show(read.rows, total.max(read.rows + 1));
+        show(read.rows(), total.max(read.rows() + 1));
         Ok(ControlFlow::Continue(()))
     })?;
-    show(read.rows, read.rows);
+    show(read.rows(), read.rows());
     Ok(read)
 }
 
 /// Compares the rows of the model files with those that are held and were read. Several sources share one key space (table fusion).
 ///
 /// The files are read once if they have just these rows, and one key in [`SAMPLED`] is looked up. Only if something differs, for repeated
-/// keys or updates perhaps, they are read again and each of their keys is looked up.
+/// keys or updates perhaps, they are read again, and keys are looked up whose rows may be what differs.
 ///
 /// # Errors
 /// What the tier and the files report; `Unsupported` if more than 16 million keys have several rows or a wrong one.
@@ -101,16 +83,18 @@ pub fn compare_with_files(
     truth: &dyn TruthTier,
     table: TableId,
     spec: &TableSpec,
-    held: &Checksum,
+    held: &Checksums,
     sources: &[Source],
     observer: &dyn Observer,
 ) -> Result<Difference> {
     let comparison = Comparison { truth, table, spec, sources, observer };
-    let total = comparison.num_keys();
-    if total == held.rows && comparison.has_rows(held)? {
-        return Ok(Difference { keys: total, ..Difference::default() });
+    let (read, unlike) = comparison.read_files(held)?;
+    if read == *held && unlike.is_empty() {
+        return Ok(Difference { keys: read.rows(), ..Difference::default() });
     }
-    comparison.find_difference()
+    // A lookup that finds something else than a scan says nothing of where others do.
+    let suspect_all = unlike.iter().any(|&key| !held.differ_around(&read, key));
+    comparison.find_difference(&|key| suspect_all || held.differ_around(&read, key))
 }
 
 /// What is compared with what.
@@ -131,55 +115,63 @@ impl Comparison<'_> {
         self.observer.progress(Progress { what, table: &self.spec.name, done, total });
     }
 
-    /// True if the files have just the rows that are held, and lookups find those of the sample.
-    fn has_rows(&self, held: &Checksum) -> Result<bool> {
-        let mut read = Checksum::default();
-        let mut are_found = true;
-        let (mut sample, mut found, mut misses) = (Vec::new(), Vec::new(), Vec::new());
+    /// Looks keys up, and tells how the row of each compares with the one that is expected.
+    fn look_up<'r>(
+        &self,
+        keys: &[Key],
+        expected: impl Iterator<Item = &'r [u8]>,
+        mut tell: impl FnMut(Key, Last),
+    ) -> Result<()> {
+        let (mut held, mut misses) = (vec![0; keys.len() * self.spec.row_bytes], Vec::new());
+        let mut target = RowsMut::from_bytes(&mut held, self.spec.row_bytes).ok_or_else(not_whole)?;
+        self.truth.lookup(self.table, Batch::all(keys), &mut target, &mut misses)?;
+        let held = Rows::new(&held, self.spec.row_bytes).ok_or_else(not_whole)?;
+        let mut misses = misses.into_iter().peekable();
+        for (i, (&key, (expected, held))) in keys.iter().zip(expected.zip(held.iter())).enumerate() {
+            let last = match misses.next_if_eq(&(i as u32)) {
+                Some(_) => Last::Missing,
+                None if expected == held => Last::Same,
+                None => Last::Differs,
+            };
+            tell(key, last);
+        }
+        Ok(())
+    }
+
+    /// Checksums of the files, and keys of the sample of which a lookup does not find this row.
+    fn read_files(&self, held: &Checksums) -> Result<(Checksums, Vec<Key>)> {
+        let total = self.num_keys();
+        let (mut read, mut unlike) = (held.like(), Vec::new());
         for source in self.sources {
             source.files.read(&mut |keys, rows| {
                 read.add(keys, rows);
-                sample.clear();
-                sample.extend(keys.iter().copied().step_by(SAMPLED));
-                found.clear();
-                found.resize(sample.len() * self.spec.row_bytes, 0);
-                let mut target =
-                    RowsMut::from_bytes(&mut found, self.spec.row_bytes).ok_or_else(not_whole)?;
-                self.truth.lookup(self.table, Batch::all(&sample), &mut target, &mut misses)?;
-                let found = Rows::new(&found, self.spec.row_bytes).ok_or_else(not_whole)?;
-                are_found &= misses.is_empty() && rows.iter().step_by(SAMPLED).eq(found.iter());
-                self.progress("reading model files", read.rows, held.rows);
+                let sample: Vec<Key> = keys.iter().copied().step_by(SAMPLED).collect();
+                self.look_up(&sample, rows.iter().step_by(SAMPLED), |key, last| {
+                    if last != Last::Same {
+                        unlike.push(key);
+                    }
+                })?;
+                self.progress("reading model files", read.rows(), total);
                 Ok(())
             })?;
         }
-        Ok(are_found && read == *held)
+        Ok((read, unlike))
     }
 
-    /// Looks every key up.
-    fn find_difference(&self) -> Result<Difference> {
+    /// Looks every key up that is suspect.
+    fn find_difference(&self, is_suspect: &dyn Fn(Key) -> bool) -> Result<Difference> {
         let total = self.num_keys();
         let mut found = Difference::default();
         let mut remembered: HashMap<Key, Last> = HashMap::new();
-        let (mut held, mut misses) = (Vec::new(), Vec::new());
         for source in self.sources {
             source.files.read(&mut |keys, rows| {
-                held.clear();
-                held.resize(rows.bytes().len(), 0);
-                misses.clear();
-                let mut target = RowsMut::from_bytes(&mut held, self.spec.row_bytes).ok_or_else(not_whole)?;
-                self.truth.lookup(self.table, Batch::all(keys), &mut target, &mut misses)?;
-                let held = Rows::new(&held, self.spec.row_bytes).ok_or_else(not_whole)?;
-                let mut misses = misses.iter().copied().peekable();
-                for (i, (&key, (row, held))) in keys.iter().zip(rows.iter().zip(held.iter())).enumerate() {
-                    let last = match misses.next_if_eq(&(i as u32)) {
-                        Some(_) => Last::Missing,
-                        None if row == held => Last::Same,
-                        None => Last::Differs,
-                    };
+                let (suspects, expected): (Vec<Key>, Vec<&[u8]>) =
+                    keys.iter().copied().zip(rows.iter()).filter(|&(key, _)| is_suspect(key)).unzip();
+                self.look_up(&suspects, expected.into_iter(), |key, last| {
                     if last != Last::Same || remembered.contains_key(&key) {
                         remembered.insert(key, last);
                     }
-                }
+                })?;
                 if remembered.len() > MAX_REMEMBERED {
                     return Err(Error::new(
                         ErrorKind::Unsupported,
@@ -252,7 +244,7 @@ mod tests {
         for (key, row) in [(1, 11), (2, 20), (3, 30), (4, 40), (5, 51), (u64::MAX, 99), (77, 7)] {
             insert(&tier, key, row);
         }
-        assert_eq!(read_all(&tier, TABLE, &spec, &Silent).unwrap().rows, 7);
+        assert_eq!(read_all(&tier, TABLE, &spec, &Silent).unwrap().rows(), 7);
         let compare = || {
             let held = read_all(&tier, TABLE, &spec, &Silent).unwrap();
             compare_with_files(&tier, TABLE, &spec, &held, &sources, &Silent).unwrap()
@@ -297,6 +289,32 @@ mod tests {
             let is_looked_up = u64::from(num_differing > 0);
             assert_eq!(num_lookups.load(Ordering::Relaxed), 1 + is_looked_up, "{rows:?}");
         }
+    }
+
+    #[test]
+    fn few_keys_are_looked_up_where_few_rows_differ() {
+        const ROWS: i64 = 100_000;
+        let spec = TableSpec { name: "hps_et.m.t".into(), row_bytes: 4, key_width: KeyWidth::Bits64 };
+        let directory = tempfile::tempdir().unwrap();
+        // The last key comes twice.
+        let rows: Vec<(i64, u32)> = (0..ROWS).chain([ROWS - 1]).map(|key| (key, key as u32)).collect();
+        let sources = [source(directory.path(), &rows)];
+        let tier = MapTier::new(TierKind::Ssd, std::slice::from_ref(&spec));
+        rows.iter().for_each(|&(key, row)| insert(&tier, key as Key, row));
+        // One that is in the sample, if that is each 256th, and one that is not; one that the files lack.
+        insert(&tier, 256, 1);
+        insert(&tier, 1_000, 2);
+        insert(&tier, ROWS as Key + 5, 3);
+        tier.erase(TABLE, &[77]).unwrap();
+
+        let held = read_all(&tier, TABLE, &spec, &Silent).unwrap();
+        let before = tier.num_looked_up();
+        let found = compare_with_files(&tier, TABLE, &spec, &held, &sources, &Silent).unwrap();
+
+        assert_eq!((found.missing, found.differing, found.keys), (1, 2, 100_001));
+        assert_eq!(found.examples, [77, 256, 1_000]);
+        let (num_looked_up, sampled) = (tier.num_looked_up() - before, ROWS as u64 / SAMPLED as u64);
+        assert!((sampled..2 * sampled + 100).contains(&num_looked_up), "{num_looked_up} of {ROWS}");
     }
 
     #[test]

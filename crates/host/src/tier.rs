@@ -1,14 +1,13 @@
 //! The tier itself: a table for each name, and loads that replace one whole.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
 use hps_core::device::{AddressVisitor, ReachableRows};
 use hps_core::memory::BlockAllocator;
 use hps_core::tier::{
-    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier,
-    Visitor, Written,
+    CacheTier, Expected, Held, LoadFlag, LoadTurn, Promotion, TableLoad, TableSpec, Tier, TierKind,
+    TierUsage, TruthTier, Visitor, Written,
 };
 use hps_core::{Batch, Error, ErrorKind, Key, Result, Rows, RowsMut, TableId};
 use parking_lot::Mutex;
@@ -47,7 +46,7 @@ struct Entry {
     table: ArcSwap<Table>,
     /// Of the load that made the table whole. Locked while a commit switches tables.
     record: Mutex<Option<String>>,
-    is_loading: AtomicBool,
+    loading: LoadFlag,
 }
 
 impl HostTier {
@@ -92,7 +91,7 @@ impl HostTier {
                 spec: spec.clone(),
                 place,
                 record: Mutex::new(None),
-                is_loading: AtomicBool::new(false),
+                loading: LoadFlag::default(),
             });
         }
         Ok(tier)
@@ -234,14 +233,14 @@ impl TruthTier for HostTier {
     /// `Unsupported` while another load of the table is under way.
     fn begin_load(&self, table: TableId, expected: Expected) -> Result<Box<dyn TableLoad + '_>> {
         let entry = self.entry(table)?;
-        if entry.is_loading.swap(true, Ordering::AcqRel) {
-            return Err(Error::new(ErrorKind::Unsupported, "the table is being loaded already")
-                .at("table", &entry.spec.name));
-        }
-        let turn = LoadTurn(entry);
-        let table = self.new_table(&entry.spec, &entry.place)?;
-        table.reserve(expected).map_err(|error| error.at("table", &entry.spec.name))?;
-        Ok(Box::new(HostLoad { turn, table }))
+        let begin = || {
+            let turn = entry.loading.take_turn()?;
+            let table = self.new_table(&entry.spec, &entry.place)?;
+            table.reserve(expected)?;
+            Ok(HostLoad { _turn: turn, entry, table })
+        };
+        let load = begin().map_err(|error: Error| error.at("table", &entry.spec.name))?;
+        Ok(Box::new(load))
     }
 
     fn scan(&self, table: TableId, visit: &mut Visitor<'_>) -> Result<()> {
@@ -258,24 +257,16 @@ impl TruthTier for HostTier {
     }
 }
 
-/// The right to load a table, given back when dropped.
-struct LoadTurn<'t>(&'t Entry);
-
-impl Drop for LoadTurn<'_> {
-    fn drop(&mut self) {
-        self.0.is_loading.store(false, Ordering::Release);
-    }
-}
-
 /// A table that nobody sees yet.
 struct HostLoad<'t> {
-    turn: LoadTurn<'t>,
+    _turn: LoadTurn<'t>,
+    entry: &'t Entry,
     table: Table,
 }
 
 impl HostLoad<'_> {
     fn name(&self, error: Error) -> Error {
-        error.at("table", &self.turn.0.spec.name)
+        error.at("table", &self.entry.spec.name)
     }
 }
 
@@ -290,12 +281,12 @@ impl TableLoad for HostLoad<'_> {
 
     /// Counts evicted keys too; one that was evicted and came again counts twice.
     fn commit(self: Box<Self>, record: &str, _: Written<'_>) -> Result<u64> {
-        let Self { turn, table } = *self;
+        let Self { _turn, entry, table } = *self;
         // Keys that came again have left rows behind, which nobody has seen.
         table.reclaim(true);
         let rows = table.usage().rows + table.num_evicted();
-        let mut held = turn.0.record.lock();
-        turn.0.table.store(Arc::new(table));
+        let mut held = entry.record.lock();
+        entry.table.store(Arc::new(table));
         *held = Some(record.to_owned());
         Ok(rows)
     }

@@ -7,10 +7,10 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use hps_core::tier::{Held, TableSpec};
+use hps_core::tier::{Held, LoadFlag, TableSpec};
 use hps_core::{Error, ErrorKind, KeyWidth, Result};
 use parking_lot::{Mutex, RwLock};
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ pub(crate) struct Table {
     mapped: RwLock<Option<Arc<Version>>>,
     /// Between threads, which the segment's locks do not keep apart.
     writer: Mutex<()>,
-    pub(crate) is_loading: AtomicBool,
+    pub(crate) loading: LoadFlag,
 }
 
 fn key_bits(width: KeyWidth) -> u64 {
@@ -68,7 +68,7 @@ impl Table {
             served,
             mapped: RwLock::default(),
             writer: Mutex::default(),
-            is_loading: AtomicBool::new(false),
+            loading: LoadFlag::default(),
         })
     }
 
@@ -283,23 +283,5 @@ impl Table {
             Some(info) => self.write_info(&Info { record: Some(record.to_owned()), ..info }),
             None => Err(Error::new(ErrorKind::Unsupported, "shared memory holds no whole table to describe")),
         }
-    }
-}
-
-/// The right to load a table within this process, given back when dropped.
-pub(crate) struct LoadTurn<'t>(&'t Table);
-
-impl<'t> LoadTurn<'t> {
-    pub(crate) fn take(table: &'t Table) -> Result<Self> {
-        if table.is_loading.swap(true, Ordering::AcqRel) {
-            return Err(Error::new(ErrorKind::Unsupported, "the table is being loaded already"));
-        }
-        Ok(Self(table))
-    }
-}
-
-impl Drop for LoadTurn<'_> {
-    fn drop(&mut self) {
-        self.0.is_loading.store(false, Ordering::Release);
     }
 }

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use hps_core::row::{check_row_bytes, check_rows};
 use hps_core::tier::{
-    CacheTier, Expected, Held, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage, TruthTier,
-    Visitor, Written,
+    CacheTier, Expected, Held, LoadTurn, Promotion, TableLoad, TableSpec, Tier, TierKind, TierUsage,
+    TruthTier, Visitor, Written,
 };
 use hps_core::{Batch, Error, ErrorKind, Key, Result, Rows, RowsMut, TableId};
 
 use crate::lock;
 use crate::segment::Segment;
 use crate::settings::{Role, SharedSettings};
-use crate::table::{LoadTurn, Table};
+use crate::table::Table;
 use crate::version::Version;
 
 /// Rows that a scan shows at a time.
@@ -228,7 +228,7 @@ impl TruthTier for SharedTier {
     fn begin_load(&self, table: TableId, expected: Expected) -> Result<Box<dyn TableLoad + '_>> {
         let table = self.table(table)?;
         let begin = || {
-            let turn = LoadTurn::take(table)?;
+            let turn = table.loading.take_turn()?;
             table.clear_away()?;
             Ok(SharedLoad { _turn: turn, table, version: table.make_version(expected.rows)? })
         };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hps_core::batch::Batch;
 use hps_core::key::Key;
 use hps_core::row::{Rows, RowsMut};
-use hps_core::tier::{TableLoad, Written};
+use hps_core::tier::{LoadTurn, TableLoad, Written};
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
@@ -29,6 +29,7 @@ pub(crate) struct SsdLoad<'t> {
     rows: Mutex<LoadedRows>,
     /// It was switched to, or the switch failed half-way; either way there is nothing to remove.
     has_ended: bool,
+    _turn: LoadTurn<'t>,
 }
 
 /// What loads may take.
@@ -36,6 +37,17 @@ pub(crate) struct SsdLoad<'t> {
 pub(crate) struct LoadSettings {
     pub(crate) num_threads: usize,
     pub(crate) memory_bytes: usize,
+}
+
+/// What becomes of what earlier loads of the table have sorted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Earlier {
+    /// Nothing yet: no row was put.
+    Undecided,
+    /// It is removed. Where the rows come from is not known, so that another load cannot go on with this one either.
+    Removed,
+    /// What came from the same place is gone on with, as another load will go on with this one.
+    TakenOver,
 }
 
 /// The rows of a load.
@@ -46,10 +58,7 @@ struct LoadedRows {
     num_ingestions: u32,
     /// Distinct keys of each time, summed.
     num_rows: u64,
-    /// What earlier loads have left is removed, or taken over.
-    has_begun: bool,
-    /// It is known where the rows come from, so that another load can go on with what is sorted.
-    has_origin: bool,
+    earlier: Earlier,
     /// A row that was put may be lost: it cannot be committed.
     has_failed: bool,
 }
@@ -61,6 +70,7 @@ impl<'t> SsdLoad<'t> {
         table: &'t Table,
         reader: &'t Reader,
         settings: LoadSettings,
+        turn: LoadTurn<'t>,
         name: String,
     ) -> Self {
         let spec = table.spec();
@@ -70,11 +80,11 @@ impl<'t> SsdLoad<'t> {
             sorter,
             num_ingestions: 0,
             num_rows: 0,
-            has_begun: false,
-            has_origin: false,
+            earlier: Earlier::Undecided,
             has_failed: false,
         };
-        Self { database, table, reader, settings, name, rows: Mutex::new(rows), has_ended: false }
+        let rows = Mutex::new(rows);
+        Self { database, table, reader, settings, name, rows, has_ended: false, _turn: turn }
     }
 
     fn failed(&self, what: &str, cause: rocksdb::Error) -> Error {
@@ -152,13 +162,13 @@ impl<'t> SsdLoad<'t> {
 impl TableLoad for SsdLoad<'_> {
     fn resume(&mut self, origin: &str) -> Result<u64> {
         let rows = self.rows.get_mut();
-        if rows.has_begun {
+        if rows.earlier != Earlier::Undecided {
             return Err(Error::new(
                 ErrorKind::Internal,
                 "a load cannot go on with another after its first row",
             ));
         }
-        (rows.has_begun, rows.has_origin) = (true, true);
+        rows.earlier = Earlier::TakenOver;
         let (database, spec) = (self.database.path(), self.table.spec());
         let directory = leftovers::directory_of(database, spec, origin, self.settings.memory_bytes);
         leftovers::remove(database, spec, Some(&directory));
@@ -169,9 +179,9 @@ impl TableLoad for SsdLoad<'_> {
         check_rows(self.table, keys, rows)?;
         let mut loaded = self.rows.lock();
         self.check(&loaded)?;
-        if !loaded.has_begun {
+        if loaded.earlier == Earlier::Undecided {
             leftovers::remove(self.database.path(), self.table.spec(), None);
-            loaded.has_begun = true;
+            loaded.earlier = Earlier::Removed;
         }
         let put = loaded.sorter.put(keys, rows);
         loaded.has_failed |= put.is_err();
@@ -213,7 +223,7 @@ impl TableLoad for SsdLoad<'_> {
     fn interrupt(mut self: Box<Self>) {
         let rows = self.rows.get_mut();
         // A disk that is full, or fails, gets its room back.
-        if rows.has_origin && !rows.has_failed {
+        if rows.earlier == Earlier::TakenOver && !rows.has_failed {
             rows.sorter.leave();
         }
     }

@@ -9,9 +9,7 @@
 //!              drop A
 //! ```
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use hps_core::tier::{Held, TableSpec};
+use hps_core::tier::{Held, LoadFlag, LoadTurn, TableSpec};
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::{RwLock, RwLockReadGuard};
 
@@ -35,7 +33,7 @@ pub(crate) struct Table {
     gate: RwLock<()>,
     /// Locked for moments only, so that lookups wait for neither writes nor switches. Changed under `gate`.
     record: RwLock<TableRecord>,
-    is_loading: AtomicBool,
+    loading: LoadFlag,
 }
 
 impl Table {
@@ -62,7 +60,7 @@ impl Table {
             spec: spec.clone(),
             gate: RwLock::new(()),
             record: RwLock::new(record),
-            is_loading: AtomicBool::new(false),
+            loading: LoadFlag::default(),
         })
     }
 
@@ -142,21 +140,13 @@ impl Table {
         Ok(())
     }
 
-    /// Begins a load: returns the name of a new, empty column family.
-    pub(crate) fn begin_load(&self, database: &Database) -> Result<String> {
-        if self.is_loading.swap(true, Ordering::AcqRel) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "the table is being loaded by this process already",
-            )
-            .at("table", &self.spec.name)
-            .at("database", database.path().display()));
-        }
-        let begun = self.create_loading(database);
-        if begun.is_err() {
-            self.is_loading.store(false, Ordering::Release);
-        }
-        begun
+    /// Begins a load: returns the name of a new, empty column family, and the turn, to be kept until nothing of the load is left.
+    pub(crate) fn begin_load(&self, database: &Database) -> Result<(LoadTurn<'_>, String)> {
+        let turn = self
+            .loading
+            .take_turn()
+            .map_err(|error| error.at("table", &self.spec.name).at("database", database.path().display()))?;
+        Ok((turn, self.create_loading(database)?))
     }
 
     fn create_loading(&self, database: &Database) -> Result<String> {
@@ -182,7 +172,9 @@ impl Table {
 
     /// Removes what interrupted loads left: there is nothing to be loaded.
     pub(crate) fn forget_interrupted(&self, database: &Database) -> Result<()> {
-        if self.is_loading.load(Ordering::Acquire) || self.record().loading.is_none() {
+        // Of a load that is under way nothing is forgotten.
+        let Ok(_turn) = self.loading.take_turn() else { return Ok(()) };
+        if self.record().loading.is_none() {
             return Ok(());
         }
         if let Some(name) = &self.record().loading {
@@ -200,7 +192,6 @@ impl Table {
         if is_dropped && !leftovers::exist(database.path(), &self.spec) {
             drop(self.change(database, Durability::Logged, |record| record.loading = None));
         }
-        self.is_loading.store(false, Ordering::Release);
     }
 
     /// Ends a load whose rows are on the disk: switches to them and drops the rows before.
@@ -225,7 +216,6 @@ impl Table {
         if switched.is_ok() {
             database.flush_records();
         }
-        self.is_loading.store(false, Ordering::Release);
         switched
     }
 

@@ -284,8 +284,8 @@ impl TruthTier for SsdTier {
     /// merges what it has sorted (sort.rs).
     fn begin_load(&self, table: TableId, _expected: Expected) -> Result<Box<dyn TableLoad + '_>> {
         let table = self.writable_table(table, "load a table")?;
-        let name = table.begin_load(&self.database)?;
-        Ok(Box::new(SsdLoad::new(&self.database, table, &self.reader, self.loads, name)))
+        let (turn, name) = table.begin_load(&self.database)?;
+        Ok(Box::new(SsdLoad::new(&self.database, table, &self.reader, self.loads, turn, name)))
     }
 
     /// The number that a load noted, or a scan of the keys.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -34,6 +35,7 @@ pub struct MapTier {
     specs: Vec<TableSpec>,
     tables: Vec<Mutex<MapTable>>,
     hook: Mutex<Option<Arc<Hook>>>,
+    num_looked_up: AtomicU64,
     /// Whether writes are refused.
     pub read_only: bool,
 }
@@ -42,7 +44,13 @@ impl MapTier {
     /// Empty tables.
     pub fn new(kind: TierKind, specs: &[TableSpec]) -> Self {
         let tables = specs.iter().map(|_| Mutex::default()).collect();
-        Self { kind, specs: specs.to_vec(), tables, hook: Mutex::new(None), read_only: false }
+        let (hook, num_looked_up) = (Mutex::new(None), AtomicU64::new(0));
+        Self { kind, specs: specs.to_vec(), tables, hook, num_looked_up, read_only: false }
+    }
+
+    /// Keys of all lookups so far.
+    pub fn num_looked_up(&self) -> u64 {
+        self.num_looked_up.load(Ordering::Relaxed)
     }
 
     /// Runs `hook` before every operation: to fail it, or to do something at just that moment.
@@ -115,6 +123,7 @@ impl Tier for MapTier {
         misses: &mut Vec<u32>,
     ) -> Result<()> {
         self.before("lookup")?;
+        self.num_looked_up.fetch_add(batch.len() as u64, Ordering::Relaxed);
         look_up(&self.table(table, Some(rows.row_bytes()))?.lock().rows, batch, rows, misses);
         Ok(())
     }
