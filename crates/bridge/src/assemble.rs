@@ -177,8 +177,12 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     {
         for ((i, spec), clock) in storage.specs.iter().enumerate().zip(clocks.iter()) {
             let table = TableId(i as u32);
-            let num_rows = truth.count_rows(table)?;
-            let max_rows = rows_to_cache(settings, max_rows_of(i), num_rows);
+            let to_cache = |num_rows| rows_to_cache(settings, max_rows_of(i), num_rows);
+            // A table that was written may have to be read to be counted: only if all of it is read anyway.
+            let estimate = truth.usage(table)?.rows;
+            let is_part = to_cache(estimate).is_some_and(|most| most < estimate);
+            let num_rows = if is_part { estimate } else { truth.count_rows(table)? };
+            let max_rows = to_cache(num_rows);
             let mut expected = Expected::rows(max_rows.map_or(num_rows, |max| max.min(num_rows)));
             // Keys of a table that is held whole may need no index. It is served without the files, too.
             if expected.rows == num_rows
