@@ -23,7 +23,7 @@ use crate::console::Console;
 use crate::registry::OpenStore;
 use crate::storage::{StorageTables, rows_to_cache, ssd_settings};
 use crate::timer::{Schedule, Task};
-use crate::{budget, devices};
+use crate::{allocator, budget, devices};
 
 /// The canonical path of the configuration that `ps_config_file` stands for.
 ///
@@ -60,6 +60,13 @@ pub fn open(file: &Path) -> Result<OpenStore> {
         let interval = Duration::from_secs_f64(hot_keys.interval);
         Schedule { task: Task::SaveHotKeys, delay: interval, interval }
     }));
+    // Host memory does not come from the allocator, what RocksDB takes does.
+    if loaded.config.persistent_db.is_some()
+        && loaded.config.volatile_db.as_ref().is_some_and(|settings| settings.memory_bytes.is_some())
+    {
+        let (task, interval) = (Task::ReturnFreeMemory, allocator::INTERVAL);
+        schedules.push(Schedule { task, delay: interval, interval });
+    }
     Ok(OpenStore {
         file: file.to_owned(),
         key_width: loaded.config.key_width,
@@ -178,10 +185,12 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
         for ((i, spec), clock) in storage.specs.iter().enumerate().zip(clocks.iter()) {
             let table = TableId(i as u32);
             let to_cache = |num_rows| rows_to_cache(settings, max_rows_of(i), num_rows);
-            // A table that was written may have to be read to be counted: only if all of it is read anyway.
-            let estimate = truth.usage(table)?.rows;
-            let is_part = to_cache(estimate).is_some_and(|most| most < estimate);
-            let num_rows = if is_part { estimate } else { truth.count_rows(table)? };
+            // To count them may take reading all, which is done for a part of them only where there is no estimate.
+            let is_part = |rows: &u64| to_cache(*rows).is_some_and(|most| most < *rows);
+            let num_rows = match truth.estimate_rows(table)?.filter(is_part) {
+                Some(rows) => rows,
+                None => truth.count_rows(table)?,
+            };
             let max_rows = to_cache(num_rows);
             let mut expected = Expected::rows(max_rows.map_or(num_rows, |max| max.min(num_rows)));
             // Keys of a table that is held whole may need no index. It is served without the files, too.

@@ -5,6 +5,7 @@
 //! No panic leaves this crate: cxx would abort the user's process. Every entry point goes through
 //! [`guard::no_panic`].
 
+mod allocator;
 pub mod assemble;
 pub mod budget;
 mod c_api;
@@ -16,7 +17,7 @@ mod prepared;
 pub mod registry;
 mod stats_json;
 pub mod storage;
-mod timer;
+pub mod timer;
 
 use prepared::{PreparedLookup, prepare_lookup};
 

@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::console::Console;
 use crate::timer::{Schedule, Task, Timer};
-use crate::{assemble, fork, guard};
+use crate::{allocator, assemble, fork, guard};
 
 /// A store that is open, and where it came from.
 pub struct OpenStore {
@@ -234,6 +234,10 @@ fn start_timer(store: &Arc<OpenStore>) -> Result<Option<Timer>> {
         Some(match task {
             Task::Refresh(model) => open.store.refresh_model(model, goes_on).map(drop),
             Task::SaveHotKeys => open.save_hot_keys(),
+            Task::ReturnFreeMemory => {
+                allocator::return_free_memory();
+                Ok(())
+            }
         })
     };
     Timer::start(&store.schedules, work, Arc::new(Console::new()))

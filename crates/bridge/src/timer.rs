@@ -1,5 +1,5 @@
 //! What is done again and again while a store is open: the GPUs of models are refreshed (`refresh_delay` and `refresh_interval` of
-//! `ps.json`), hot keys are saved (`hot_keys_interval`).
+//! `ps.json`), hot keys are saved (`hot_keys_interval`), free memory is returned to the system (with `memory_bytes`).
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -18,6 +18,8 @@ pub enum Task {
     Refresh(String),
     /// The hot keys of all tables are saved.
     SaveHotKeys,
+    /// The allocator returns to the system what it has no use for.
+    ReturnFreeMemory,
 }
 
 /// When something is done.
@@ -82,7 +84,7 @@ impl Timer {
         let thread = thread.map_err(|why| {
             Error::new(
                 ErrorKind::OutOfMemory,
-                "cannot start the thread that refreshes GPUs and saves hot keys",
+                "cannot start the thread that refreshes GPUs, saves hot keys and returns free memory",
             )
             .caused_by(why)
         })?;
@@ -121,6 +123,7 @@ fn run(mut due: Vec<(Instant, Schedule)>, stop: &Stop, work: &Work, observer: &d
             Err(why) => observer.warn(&match &schedule.task {
                 Task::Refresh(model) => format!("model \"{model}\" was not refreshed: {why}"),
                 Task::SaveHotKeys => format!("hot keys were not saved: {why}"),
+                Task::ReturnFreeMemory => format!("free memory was not returned to the system: {why}"),
             }),
         }
         if !schedule.interval.is_zero() {

@@ -5,10 +5,10 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 use crate::key::{Key, mix};
 use crate::row::Rows;
 
-/// So few that one other row makes few keys suspect, and no more groups than that.
+/// So few that one other row makes few keys suspect.
 const ROWS_PER_GROUP: u64 = 16;
-/// They take 8 MB.
-const MAX_GROUPS: u64 = 1 << 20;
+/// They take 32 MB; tables of more than 67 million rows have more rows per group.
+const MAX_GROUPS: u64 = 1 << 22;
 /// Sums that are changed one right after the other, so that the processor waits for memory once for several.
 const ADDED_AT_ONCE: usize = 64;
 

@@ -245,6 +245,15 @@ pub trait TruthTier: Tier {
         Ok(self.usage(table)?.rows)
     }
 
+    /// About the number of rows, for how much memory to plan; None if nothing less than [`Self::count_rows`] can tell. Unlike
+    /// [`Tier::usage`] it does not count rows several times that were written again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the table is unknown; `Storage`.
+    fn estimate_rows(&self, table: TableId) -> Result<Option<u64>> {
+        Ok(Some(self.usage(table)?.rows))
+    }
+
     /// The largest key, if telling it does not take reading all rows.
     ///
     /// # Errors

@@ -6,14 +6,14 @@ use std::ops::ControlFlow;
 use crate::batch::Batch;
 pub use crate::checksums::Checksums;
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Key, TableId};
+use crate::key::{Key, TableId, mix};
 use crate::load::Source;
 use crate::observer::{Observer, Progress};
 use crate::row::{Rows, RowsMut};
 use crate::tier::{TableSpec, TruthTier};
 
-/// Keys that are remembered because some row of theirs in the files is not the one that is held. Rows of repeated keys are among
-/// them, as the last one counts.
+/// Keys that are remembered at a time because some row of theirs in the files is not the one that is held. Rows of repeated keys are
+/// among them, as the last one counts. If there are more, files are read several times, for a part of the keys each time.
 const MAX_REMEMBERED: usize = 16 << 20;
 /// Of so many keys in a row, one is looked up in any case: that lookups find what a scan reads.
 const SAMPLED: usize = 256;
@@ -59,7 +59,7 @@ pub fn read_all(
     spec: &TableSpec,
     observer: &dyn Observer,
 ) -> Result<Checksums> {
-    let total = truth.usage(table)?.rows;
+    let total = truth.estimate_rows(table)?.unwrap_or(truth.usage(table)?.rows);
     let mut read = Checksums::new(total);
     let show = |done, total| observer.progress(Progress { what: "reading", table: &spec.name, done, total });
     truth.scan(table, &mut |keys, rows| {
@@ -75,10 +75,11 @@ pub fn read_all(
 /// Compares the rows of the model files with those that are held and were read. Several sources share one key space (table fusion).
 ///
 /// The files are read once if they have just these rows, and one key in [`SAMPLED`] is looked up. Only if something differs, for repeated
-/// keys or updates perhaps, they are read again, and keys are looked up whose rows may be what differs.
+/// keys or updates perhaps, they are read again, and keys are looked up whose rows may be what differs; read again for every 16 million
+/// keys that differ.
 ///
 /// # Errors
-/// What the tier and the files report; `Unsupported` if more than 16 million keys have several rows or a wrong one.
+/// What the tier and the files report.
 pub fn compare_with_files(
     truth: &dyn TruthTier,
     table: TableId,
@@ -87,7 +88,7 @@ pub fn compare_with_files(
     sources: &[Source],
     observer: &dyn Observer,
 ) -> Result<Difference> {
-    let comparison = Comparison { truth, table, spec, sources, observer };
+    let comparison = Comparison { truth, table, spec, sources, observer, max_remembered: MAX_REMEMBERED };
     let (read, unlike) = comparison.read_files(held)?;
     if read == *held && unlike.is_empty() {
         return Ok(Difference { keys: read.rows(), ..Difference::default() });
@@ -104,6 +105,26 @@ struct Comparison<'a> {
     spec: &'a TableSpec,
     sources: &'a [Source],
     observer: &'a dyn Observer,
+    max_remembered: usize,
+}
+
+/// Of all keys those whose mixed bits leave `remainder` when divided by `parts`, which is a power of two.
+#[derive(Clone, Copy)]
+struct Part {
+    remainder: u64,
+    parts: u64,
+}
+
+impl Part {
+    fn has(self, key: Key) -> bool {
+        // Other bits than those that groups of checksums are made by.
+        (mix(key) >> 32) % self.parts == self.remainder
+    }
+
+    fn halves(self) -> [Self; 2] {
+        let parts = self.parts * 2;
+        [self.remainder, self.remainder + self.parts].map(|remainder| Self { remainder, parts })
+    }
 }
 
 impl Comparison<'_> {
@@ -160,11 +181,27 @@ impl Comparison<'_> {
 
     /// Looks every key up that is suspect.
     fn find_difference(&self, is_suspect: &dyn Fn(Key) -> bool) -> Result<Difference> {
+        let mut found = Difference { keys: self.num_keys(), ..Difference::default() };
+        let mut parts = vec![Part { remainder: 0, parts: 1 }];
+        while let Some(part) = parts.pop() {
+            match self.find_unlike(&|key| is_suspect(key) && part.has(key))? {
+                Some(unlike) => add(&mut found, unlike),
+                None => parts.extend(part.halves()),
+            }
+        }
+        Ok(found)
+    }
+
+    /// How the last row compared of keys that are suspect and had another one, the last one or one before. None if that are too many.
+    fn find_unlike(&self, is_suspect: &dyn Fn(Key) -> bool) -> Result<Option<HashMap<Key, Last>>> {
         let total = self.num_keys();
-        let mut found = Difference::default();
         let mut remembered: HashMap<Key, Last> = HashMap::new();
+        let mut done = 0;
         for source in self.sources {
             source.files.read(&mut |keys, rows| {
+                if remembered.len() > self.max_remembered {
+                    return Ok(());
+                }
                 let (suspects, expected): (Vec<Key>, Vec<&[u8]>) =
                     keys.iter().copied().zip(rows.iter()).filter(|&(key, _)| is_suspect(key)).unzip();
                 self.look_up(&suspects, expected.into_iter(), |key, last| {
@@ -172,33 +209,26 @@ impl Comparison<'_> {
                         remembered.insert(key, last);
                     }
                 })?;
-                if remembered.len() > MAX_REMEMBERED {
-                    return Err(Error::new(
-                        ErrorKind::Unsupported,
-                        format!(
-                            "more than {MAX_REMEMBERED} keys have several rows in the model files, or another one in the \
-                             table: these files are hardly what the table was loaded from"
-                        ),
-                    )
-                    .at("table", &self.spec.name));
-                }
-                found.keys += keys.len() as u64;
-                self.progress("comparing", found.keys, total);
+                done += keys.len() as u64;
+                self.progress("comparing", done, total);
                 Ok(())
             })?;
         }
-        for (&key, &last) in &remembered {
-            match last {
-                Last::Same => continue,
-                Last::Missing => found.missing += 1,
-                Last::Differs => found.differing += 1,
-            }
-            found.examples.push(key);
-        }
-        found.examples.sort_unstable();
-        found.examples.truncate(MAX_NAMED);
-        Ok(found)
+        Ok(Some(remembered).filter(|remembered| remembered.len() <= self.max_remembered))
     }
+}
+
+fn add(found: &mut Difference, unlike: HashMap<Key, Last>) {
+    for (key, last) in unlike {
+        match last {
+            Last::Same => continue,
+            Last::Missing => found.missing += 1,
+            Last::Differs => found.differing += 1,
+        }
+        found.examples.push(key);
+    }
+    found.examples.sort_unstable();
+    found.examples.truncate(MAX_NAMED);
 }
 
 fn not_whole() -> Error {
@@ -315,6 +345,30 @@ mod tests {
         assert_eq!(found.examples, [77, 256, 1_000]);
         let (num_looked_up, sampled) = (tier.num_looked_up() - before, ROWS as u64 / SAMPLED as u64);
         assert!((sampled..2 * sampled + 100).contains(&num_looked_up), "{num_looked_up} of {ROWS}");
+    }
+
+    #[test]
+    fn more_differences_than_are_remembered_are_found_in_parts() {
+        let spec = TableSpec { name: "hps_et.m.t".into(), row_bytes: 4, key_width: KeyWidth::Bits64 };
+        let directory = tempfile::tempdir().unwrap();
+        let rows: Vec<(i64, u32)> = (0..1_000).map(|key| (key, 1)).collect();
+        let sources = [source(directory.path(), &rows)];
+        let tier = MapTier::new(TierKind::Ssd, std::slice::from_ref(&spec));
+        // Every third key is missing, every other third differs.
+        (0..1_000).filter(|key| key % 3 != 0).for_each(|key| insert(&tier, key, key as u32 % 3));
+        for max_remembered in [1, 10, 1_000] {
+            let comparison = Comparison {
+                truth: &tier,
+                table: TABLE,
+                spec: &spec,
+                sources: &sources,
+                observer: &Silent,
+                max_remembered,
+            };
+            let found = comparison.find_difference(&|_| true).unwrap();
+            assert_eq!((found.missing, found.differing, found.keys), (334, 333, 1_000));
+            assert_eq!(found.examples, [0, 2, 3, 5, 6, 8, 9, 11, 12, 14]);
+        }
     }
 
     #[test]

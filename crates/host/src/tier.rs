@@ -237,7 +237,7 @@ impl TruthTier for HostTier {
             let turn = entry.loading.take_turn()?;
             let table = self.new_table(&entry.spec, &entry.place)?;
             table.reserve(expected)?;
-            Ok(HostLoad { _turn: turn, entry, table })
+            Ok(HostLoad { entry, table, _turn: turn })
         };
         let load = begin().map_err(|error: Error| error.at("table", &entry.spec.name))?;
         Ok(Box::new(load))
@@ -259,9 +259,10 @@ impl TruthTier for HostTier {
 
 /// A table that nobody sees yet.
 struct HostLoad<'t> {
-    _turn: LoadTurn<'t>,
     entry: &'t Entry,
     table: Table,
+    /// Given back when the memory is.
+    _turn: LoadTurn<'t>,
 }
 
 impl HostLoad<'_> {
@@ -281,7 +282,7 @@ impl TableLoad for HostLoad<'_> {
 
     /// Counts evicted keys too; one that was evicted and came again counts twice.
     fn commit(self: Box<Self>, record: &str, _: Written<'_>) -> Result<u64> {
-        let Self { _turn, entry, table } = *self;
+        let Self { entry, table, _turn } = *self;
         // Keys that came again have left rows behind, which nobody has seen.
         table.reclaim(true);
         let rows = table.usage().rows + table.num_evicted();

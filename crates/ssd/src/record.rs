@@ -6,6 +6,7 @@
 //!  "held": "table",                   "table", "unrecorded" (the predecessor's) or "nothing" (some rows, not whole)
 //!  "record": "...",                   the caller's text, if "table"
 //!  "rows": 1000000,                   rows of the active column family; null: written since they were counted
+//!  "counted": {"rows": 1000000, "bytes": 72000000},      then: what they were when they were counted; null: they never were
 //!  "loading": "__hps_2.hps_et.m.t",   a load that has not been committed; null: none
 //!  "dropping": null}                  what the last commit replaced, if it is not known to be gone
 //! ```
@@ -26,6 +27,37 @@ pub(crate) const OUR_PREFIX: &str = "__hps_";
 /// Raised when the meaning of a field changes.
 const FORMAT: u64 = 1;
 
+/// What is known of the number of rows of the active column family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum RowCount {
+    /// They were never counted.
+    #[default]
+    Unknown,
+    /// So many, in so many bytes, when they were counted; they were written since.
+    Before { rows: u64, bytes: u64 },
+    /// So many.
+    Exact(u64),
+}
+
+impl RowCount {
+    pub(crate) fn exact(self) -> Option<u64> {
+        match self {
+            Self::Exact(rows) => Some(rows),
+            Self::Before { .. } | Self::Unknown => None,
+        }
+    }
+
+    /// About how many rows there are, if now they take `bytes`: what there were, unless that has changed by more than a fifth. Most
+    /// writes are new rows of keys that are there, which take room until they are compacted.
+    pub(crate) fn estimate(self, bytes: u64) -> Option<u64> {
+        match self {
+            Self::Exact(rows) => Some(rows),
+            Self::Before { rows, bytes: before } if before.abs_diff(bytes) <= before / 5 => Some(rows),
+            Self::Before { .. } | Self::Unknown => None,
+        }
+    }
+}
+
 /// The record of one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TableRecord {
@@ -33,7 +65,7 @@ pub(crate) struct TableRecord {
     pub(crate) row_bytes: usize,
     pub(crate) active: Option<String>,
     pub(crate) held: Held,
-    pub(crate) rows: Option<u64>,
+    pub(crate) rows: RowCount,
     pub(crate) loading: Option<String>,
     pub(crate) dropping: Option<String>,
 }
@@ -46,7 +78,7 @@ impl TableRecord {
             row_bytes: spec.row_bytes,
             active: None,
             held: Held::Nothing,
-            rows: None,
+            rows: RowCount::Unknown,
             loading: None,
             dropping: None,
         }
@@ -75,7 +107,11 @@ impl TableRecord {
             "active": self.active,
             "held": held,
             "record": record,
-            "rows": self.rows,
+            "rows": self.rows.exact(),
+            "counted": match self.rows {
+                RowCount::Before { rows, bytes } => json!({"rows": rows, "bytes": bytes}),
+                RowCount::Exact(_) | RowCount::Unknown => Value::Null,
+            },
             "loading": self.loading,
             "dropping": self.dropping,
         })
@@ -105,12 +141,18 @@ impl TableRecord {
             (Some("table"), Some(record)) => Held::Table(record),
             _ => return Err("\"held\" and \"record\" do not go together".into()),
         };
+        let counted = |name: &str| value.pointer(name).and_then(Value::as_u64);
+        let rows = match (counted("/rows"), counted("/counted/rows"), counted("/counted/bytes")) {
+            (Some(rows), _, _) => RowCount::Exact(rows),
+            (None, Some(rows), Some(bytes)) => RowCount::Before { rows, bytes },
+            (None, _, _) => RowCount::Unknown,
+        };
         Ok(Self {
             key_bytes: size("key_bytes")?,
             row_bytes: size("row_bytes")?,
             active: name("active")?,
             held,
-            rows: value.get("rows").and_then(Value::as_u64),
+            rows,
             loading: name("loading")?,
             dropping: name("dropping")?,
         })
@@ -148,13 +190,27 @@ mod tests {
         let record = TableRecord {
             active: Some("hps_et.m.t".into()),
             held: Held::Table("{\"source\": \"a \\\" b\"}".into()),
-            rows: Some(7),
+            rows: RowCount::Exact(7),
             loading: Some("__hps_2.hps_et.m.t".into()),
             ..TableRecord::nothing(&spec())
         };
-        for record in [record, TableRecord::nothing(&spec()), TableRecord::unrecorded(&spec())] {
+        let written = TableRecord { rows: RowCount::Before { rows: 7, bytes: 700 }, ..record.clone() };
+        for record in [record, written, TableRecord::nothing(&spec()), TableRecord::unrecorded(&spec())] {
             assert_eq!(TableRecord::from_text(record.to_text().as_bytes()), Ok(record));
         }
+    }
+
+    #[test]
+    fn a_count_serves_as_an_estimate_until_much_was_written() {
+        let counts = [RowCount::Exact(7), RowCount::Before { rows: 7, bytes: 1_000 }, RowCount::Unknown];
+        let estimates = |bytes| counts.map(|count| count.estimate(bytes));
+        for bytes in [800, 1_000, 1_200] {
+            assert_eq!(estimates(bytes), [Some(7), Some(7), None], "{bytes} bytes");
+        }
+        for bytes in [0, 799, 1_201, u64::MAX] {
+            assert_eq!(estimates(bytes), [Some(7), None, None], "{bytes} bytes");
+        }
+        assert_eq!(counts.map(RowCount::exact), [Some(7), None, None]);
     }
 
     #[test]

@@ -12,13 +12,14 @@
 use hps_core::tier::{Held, LoadFlag, LoadTurn, TableSpec};
 use hps_core::{Error, ErrorKind, Result};
 use parking_lot::{RwLock, RwLockReadGuard};
+use rocksdb::properties;
 
 use crate::database::{ColumnFamily, Database};
 use crate::entry::{key_bytes, read_key, wrong_key, wrong_row};
 use crate::error::table_storage;
 use crate::leftovers;
 use crate::options::{Durability, lookup_options};
-use crate::record::{TableRecord, column_family_names};
+use crate::record::{RowCount, TableRecord, column_family_names};
 
 /// Entries that are looked at when a table is opened: enough to notice a wrong configuration, and no more than a few
 /// blocks to read.
@@ -94,6 +95,37 @@ impl Table {
         Ok(held)
     }
 
+    /// Bytes of the rows that are served, of those in memtables too.
+    pub(crate) fn bytes(&self, database: &Database) -> Result<u64> {
+        let Some(active) = self.active(database)? else { return Ok(0) };
+        let on_disk = self.property(database, &active, properties::LIVE_SST_FILES_SIZE)?;
+        Ok(on_disk + self.property(database, &active, properties::CUR_SIZE_ALL_MEM_TABLES)?)
+    }
+
+    /// A number that RocksDB keeps of a column family.
+    pub(crate) fn property(
+        &self,
+        database: &Database,
+        column_family: &ColumnFamily<'_>,
+        name: &properties::PropName,
+    ) -> Result<u64> {
+        let value = database.db().property_int_value_cf(column_family, name).map_err(|error| {
+            table_storage("cannot read the table's statistics", database.path(), &self.spec.name, error)
+        })?;
+        Ok(value.unwrap_or(0))
+    }
+
+    /// Notes how many rows there were just now. Not an error if it fails: they are counted again.
+    pub(crate) fn note_count(&self, database: &Database, rows: u64) {
+        let Ok(bytes) = self.bytes(database) else { return };
+        drop(self.change(database, Durability::Logged, |record| {
+            // What the predecessor wrote stays without a record.
+            if matches!(record.held, Held::Table(_)) && record.rows.exact().is_none() {
+                record.rows = RowCount::Before { rows, bytes };
+            }
+        }));
+    }
+
     /// Gives the table that is held, recorded or not, a new record.
     pub(crate) fn set_record(&self, database: &Database, text: &str) -> Result<()> {
         if self.held(database)? == Held::Nothing {
@@ -113,7 +145,7 @@ impl Table {
             let guard = self.gate.read();
             let is_ready = {
                 let record = self.record.read();
-                record.active.is_some() && record.rows.is_none()
+                record.active.is_some() && record.rows.exact().is_none()
             };
             if is_ready && let Some(column_family) = self.active(database)? {
                 return Ok((guard, column_family));
@@ -132,7 +164,8 @@ impl Table {
             record.active = Some(name.clone());
             write(&record, Durability::Synced)?;
             database.create_column_family(&name)?;
-        } else if record.rows.take().is_some() {
+        } else if let Some(rows) = record.rows.exact() {
+            record.rows = RowCount::Before { rows, bytes: self.bytes(database)? };
             // The count is about to be wrong. This is logged before the rows are: whoever finds them, finds it.
             write(&record, Durability::Logged)?;
         }
@@ -203,7 +236,7 @@ impl Table {
         let switched = self.change(database, Durability::Synced, |record| {
             replaced = record.active.replace(name.into());
             record.held = Held::Table(text.into());
-            record.rows = Some(rows);
+            record.rows = RowCount::Exact(rows);
             record.loading = None;
             record.dropping = replaced.clone();
         });

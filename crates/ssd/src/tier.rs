@@ -11,7 +11,7 @@ use hps_core::tier::{Expected, Held, TableLoad, TableSpec, Tier, TierKind, TierU
 use hps_core::{Error, ErrorKind, Result};
 use rocksdb::properties;
 
-use crate::database::{ColumnFamily, Database};
+use crate::database::Database;
 use crate::entry::{read_key, wrong_key, wrong_row};
 use crate::error::{read_only, table_storage};
 use crate::load::{LoadSettings, SsdLoad};
@@ -124,7 +124,7 @@ impl SsdTier {
         Ok(TableState {
             held: self.held(table)?,
             usage: self.usage(table)?,
-            counted_rows: record.rows,
+            counted_rows: record.rows.exact(),
             column_family: record.active,
             is_being_loaded: record.loading.is_some(),
         })
@@ -155,7 +155,7 @@ impl SsdTier {
             table_storage("cannot compact the table", self.database.path(), &table.spec().name, error)
         };
         self.database.db().flush_cf(&active).map_err(failed)?;
-        let errors = || self.property(table, &active, properties::BACKGROUND_ERRORS);
+        let errors = || table.property(&self.database, &active, properties::BACKGROUND_ERRORS);
         let before = errors()?;
         self.database.db().compact_range_cf_opt(&active, None::<&[u8]>, None::<&[u8]>, &compact_options());
         // RocksDB's interface for C returns nothing.
@@ -169,18 +169,6 @@ impl SsdTier {
             .at("background errors", errors)
             .at("database", self.database.path().display())),
         }
-    }
-
-    fn property(&self, table: &Table, active: &ColumnFamily<'_>, name: &properties::PropName) -> Result<u64> {
-        let value = self.database.db().property_int_value_cf(active, name).map_err(|error| {
-            table_storage(
-                "cannot read the table's statistics",
-                self.database.path(),
-                &table.spec().name,
-                error,
-            )
-        })?;
-        Ok(value.unwrap_or(0))
     }
 }
 
@@ -251,18 +239,15 @@ impl Tier for SsdTier {
     /// erased, off by their number until RocksDB compacts them away. `bytes` are those of table files and memtables.
     fn usage(&self, table: TableId) -> Result<TierUsage> {
         let table = self.table(table)?;
-        let counted = table.record().rows;
+        let counted = table.record().rows.exact();
         let Some(active) = table.active(&self.database)? else {
             return Ok(TierUsage::default());
         };
-        let property = |name| self.property(table, &active, name);
         let rows = match counted {
             Some(rows) => rows,
-            None => property(properties::ESTIMATE_NUM_KEYS)?,
+            None => table.property(&self.database, &active, properties::ESTIMATE_NUM_KEYS)?,
         };
-        let bytes =
-            property(properties::LIVE_SST_FILES_SIZE)? + property(properties::CUR_SIZE_ALL_MEM_TABLES)?;
-        Ok(TierUsage { rows, bytes })
+        Ok(TierUsage { rows, bytes: table.bytes(&self.database)? })
     }
 }
 
@@ -288,9 +273,10 @@ impl TruthTier for SsdTier {
         Ok(Box::new(SsdLoad::new(&self.database, table, &self.reader, self.loads, turn, name)))
     }
 
-    /// The number that a load noted, or a scan of the keys.
+    /// The number that a load noted, or a scan of the keys, which is noted for estimates.
     fn count_rows(&self, table: TableId) -> Result<u64> {
-        if let Some(rows) = self.table(table)?.record().rows {
+        let counted = self.table(table)?;
+        if let Some(rows) = counted.record().rows.exact() {
             return Ok(rows);
         }
         let mut rows = 0;
@@ -298,7 +284,16 @@ impl TruthTier for SsdTier {
             rows += keys.len() as u64;
             Ok(ControlFlow::Continue(()))
         })?;
+        if !self.is_read_only {
+            counted.note_count(&self.database, rows);
+        }
         Ok(rows)
+    }
+
+    /// The number when they were last counted, unless the table's size has changed by more than a fifth since.
+    fn estimate_rows(&self, table: TableId) -> Result<Option<u64>> {
+        let table = self.table(table)?;
+        Ok(table.record().rows.estimate(table.bytes(&self.database)?))
     }
 
     fn is_shared(&self, table: TableId) -> bool {

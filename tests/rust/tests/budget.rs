@@ -1,6 +1,7 @@
 //! `memory_bytes`: host memory stays within it, whatever is looked up and written.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+use hps_bridge::timer::Task;
 use hps_core::testing::rows_of;
 use hps_core::tier::TierKind;
 use hps_core::{ErrorKind, Key, Rows, TableId};
@@ -52,6 +53,18 @@ fn host_memory_stays_within_its_part() {
         most = most.max(host_bytes(&open));
     }
     assert!(most <= part, "{most} of {part}");
+}
+
+#[test]
+fn free_memory_goes_back_to_the_system_where_there_is_a_budget_for_it() {
+    let returns_memory = |deployment: &Deployment| {
+        let schedules = deployment.open().unwrap().schedules;
+        schedules.iter().any(|schedule| schedule.task == Task::ReturnFreeMemory)
+    };
+    let mut deployment = deployment().with_ssd(1.0, true);
+    assert!(!returns_memory(&deployment));
+    deployment.config["volatile_db"]["memory_bytes"] = (64u64 << 20).into();
+    assert!(returns_memory(&deployment));
 }
 
 #[test]

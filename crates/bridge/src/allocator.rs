@@ -1,0 +1,53 @@
+//! The C library's allocator, which RocksDB and everything else in the process allocate from.
+
+use std::time::Duration;
+
+/// Between two times that [`return_free_memory`] is called for a store.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Returns pages to the system that hold nothing any more. The allocator of glibc has areas for each thread and returns nothing of them by
+/// itself but their ends: what all threads ever had at some moment adds up, within hours, to several times of what they have.
+///
+/// It holds one area's lock at a time. Measured beside lookups with torch, 500 MB in all: 15 to 35 ms for all areas.
+pub(crate) fn return_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the function may be called from any thread at any time, and takes no pointer.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+#[cfg(all(test, target_env = "gnu"))]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    const PIECE_BYTES: usize = 64 << 10;
+    const NUM_PIECES: usize = 1024;
+
+    fn resident_bytes() -> usize {
+        let text = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = text.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    }
+
+    #[test]
+    fn what_a_thread_has_freed_goes_back_to_the_system() {
+        std::thread::spawn(|| {
+            let mut pieces: Vec<Vec<u8>> = (0..NUM_PIECES).map(|_| vec![1; PIECE_BYTES]).collect();
+            // The last one keeps the area's end in use.
+            pieces.drain(..NUM_PIECES - 1);
+            let before = resident_bytes();
+            return_free_memory();
+            let returned = before.saturating_sub(resident_bytes());
+            assert!(
+                returned > PIECE_BYTES * NUM_PIECES / 2,
+                "{returned} bytes of {}",
+                PIECE_BYTES * NUM_PIECES
+            );
+            drop(pieces);
+        })
+        .join()
+        .unwrap();
+    }
+}
