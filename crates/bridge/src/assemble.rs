@@ -184,14 +184,11 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     {
         for ((i, spec), clock) in storage.specs.iter().enumerate().zip(clocks.iter()) {
             let table = TableId(i as u32);
-            let to_cache = |num_rows| rows_to_cache(settings, max_rows_of(i), num_rows);
-            // To count them may take reading all, which is done for a part of them only where there is no estimate.
-            let is_part = |rows: &u64| to_cache(*rows).is_some_and(|most| most < *rows);
-            let num_rows = match truth.estimate_rows(table)?.filter(is_part) {
+            let num_rows = match truth.estimate_rows(table)? {
                 Some(rows) => rows,
                 None => truth.count_rows(table)?,
             };
-            let max_rows = to_cache(num_rows);
+            let max_rows = rows_to_cache(settings, max_rows_of(i), num_rows);
             let mut expected = Expected::rows(max_rows.map_or(num_rows, |max| max.min(num_rows)));
             // Keys of a table that is held whole may need no index. It is served without the files, too.
             if expected.rows == num_rows
