@@ -1,5 +1,6 @@
 """What scripts/setup makes outlives a clone, and says so where it has been moved."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,10 @@ def interpreter_of(program: Path) -> Path | None:
     """That of a program that pip installed; None for others."""
     if not program.is_file():
         return None
-    with program.open("rb") as file:
-        first = file.readline(4096)
-    path = first.removeprefix(b"#!").strip().decode(errors="replace")
-    is_named = first.startswith(b"#!/") and Path(path).name.startswith("python")
-    return Path(path) if is_named else None
+    start = program.read_bytes()[:4096].decode(errors="replace")
+    # Where the path is long or has a space, a shell's line leads to it.
+    named = re.match(r"""#!(/.*/python\S*)\n|#!/bin/sh\n'''exec' "?(/[^"]*/python[^" ]*)""", start)
+    return Path(named[1] or named[2]) if named else None
 
 
 @pytest.fixture
@@ -31,8 +31,12 @@ def clone(tmp_path: Path) -> Path:
 
 
 def run_setup(clone: Path) -> subprocess.CompletedProcess[str]:
-    """Where it goes on instead of refusing, it ends for want of cargo."""
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(clone), "CARGO_HOME": str(clone)}
+    """Where it goes on instead of refusing, it ends for want of a cargo that works."""
+    cargo = clone / "bin" / "cargo"
+    cargo.parent.mkdir()
+    cargo.write_text("#!/bin/sh\nexit 1\n")
+    cargo.chmod(0o755)
+    environment = {"PATH": f"{cargo.parent}:/usr/bin:/bin", "HOME": str(clone)}
     return subprocess.run(
         [clone / "scripts" / "setup"],
         capture_output=True,
@@ -44,8 +48,11 @@ def run_setup(clone: Path) -> subprocess.CompletedProcess[str]:
 
 
 def make_environment(folder: Path, made_at: Path) -> None:
+    first = f"#!{made_at}/bin/python"
+    if " " in first:
+        first = f"#!/bin/sh\n'''exec' \"{made_at}/bin/python\" \"$0\" \"$@\"\n' '''"
     (folder / "bin").mkdir(parents=True)
-    (folder / "bin" / "cmake").write_text(f"#!{made_at}/bin/python\nimport cmake\n")
+    (folder / "bin" / "cmake").write_text(f"{first}\nimport cmake\n")
 
 
 @pytest.mark.skipif(
@@ -57,9 +64,10 @@ def test_programs_of_this_environment_outlive_the_clone_that_installed_them():
     elsewhere = {
         path.name: interpreter
         for path, interpreter in named.items()
-        if interpreter is not None and interpreter.parent != ENVIRONMENT / "bin"
+        if interpreter is not None and interpreter.parent.resolve() != ENVIRONMENT / "bin"
     }
     assert not elsewhere
+    assert named[ENVIRONMENT / "bin" / "cmake"] is not None
 
 
 def test_programs_are_installed_by_the_path_of_the_environment_itself(clone: Path, tmp_path: Path):
@@ -73,13 +81,16 @@ def test_programs_are_installed_by_the_path_of_the_environment_itself(clone: Pat
     assert done.stdout == str(shared.resolve() / "bin" / "python")
 
 
-def test_an_environment_that_was_moved_is_refused_before_anything_is_installed(clone: Path):
-    make_environment(clone / ".venv", made_at=Path("/elsewhere/.venv"))
+@pytest.mark.parametrize("made_at", ["/elsewhere/.venv", "/else where/.venv"])
+def test_an_environment_that_was_moved_is_refused_before_anything_is_installed(
+    clone: Path, made_at: str
+):
+    make_environment(clone / ".venv", made_at=Path(made_at))
 
     done = run_setup(clone)
 
     assert done.returncode == 1, done.stdout
-    assert "/elsewhere/.venv/bin/python" in done.stderr
+    assert f"\n  {made_at}/bin/python\n" in done.stderr
     # To be pasted: the space is the path's.
     assert done.stderr.rstrip().endswith("rm -r " + str(clone / ".venv").replace(" ", "\\ "))
 
@@ -96,11 +107,12 @@ def test_of_an_environment_behind_a_link_only_the_link_is_to_be_removed(
     assert done.stderr.rstrip().endswith("rm " + str(clone / ".venv").replace(" ", "\\ "))
 
 
+@pytest.mark.parametrize("name", ["link", "a link"])
 def test_an_environment_may_be_reached_by_another_path_than_it_was_made_at(
-    clone: Path, tmp_path: Path
+    clone: Path, tmp_path: Path, name: str
 ):
-    make_environment(clone / ".venv", made_at=tmp_path / "link" / ".venv")
-    (tmp_path / "link").symlink_to(clone)
+    make_environment(clone / ".venv", made_at=tmp_path / name / ".venv")
+    (tmp_path / name).symlink_to(clone)
 
     done = run_setup(clone)
 

@@ -107,7 +107,10 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
             let rows_of = |table: usize| -> Result<u64> {
                 match (sources.as_ref().and_then(|sources| sources.get(table)), &ssd) {
                     (Some(sources), _) => Ok(sources.iter().map(|source| source.files.num_keys()).sum()),
-                    (None, Some(ssd)) => Ok(ssd.usage(TableId(table as u32))?.rows),
+                    (None, Some(ssd)) => {
+                        let table = TableId(table as u32);
+                        Ok(ssd.estimate_rows(table)?.unwrap_or(ssd.usage(table)?.rows))
+                    }
                     (None, None) => Ok(0),
                 }
             };
@@ -184,11 +187,15 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     {
         for ((i, spec), clock) in storage.specs.iter().enumerate().zip(clocks.iter()) {
             let table = TableId(i as u32);
-            let num_rows = match truth.estimate_rows(table)? {
-                Some(rows) => rows,
-                None => truth.count_rows(table)?,
+            let to_cache = |num_rows| rows_to_cache(settings, max_rows_of(i), num_rows);
+            // Room in shared memory is taken at once: more than is needed may be more than there is.
+            let needs_exactly = settings.kind == VolatileDbKind::MultiProcessHashMap;
+            let num_rows = if needs_exactly {
+                truth.count_rows(table)?
+            } else {
+                num_rows(truth.as_ref(), table, to_cache)?
             };
-            let max_rows = rows_to_cache(settings, max_rows_of(i), num_rows);
+            let max_rows = to_cache(num_rows);
             let mut expected = Expected::rows(max_rows.map_or(num_rows, |max| max.min(num_rows)));
             // Keys of a table that is held whole may need no index. It is served without the files, too.
             if expected.rows == num_rows
@@ -237,6 +244,21 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
     let store = EmbeddingStore::new(storage.tables, tiers, promote_found, Arc::clone(observer))?;
     store.fill_devices(&warms_up, observer.as_ref())?;
     Ok(store)
+}
+
+/// About how many rows a table has, to plan how many are cached: `to_cache` tells it for a number of rows, None for all. To count them may
+/// take reading all, which is done only where it makes a difference.
+fn num_rows(truth: &dyn TruthTier, table: TableId, to_cache: impl Fn(u64) -> Option<u64>) -> Result<u64> {
+    let estimate = truth.estimate_rows(table)?;
+    // Counts rows several times that were written again.
+    let most = truth.usage(table)?.rows.max(estimate.unwrap_or(0));
+    match estimate {
+        // All by the one number and a part by the other: then it depends.
+        Some(rows) if to_cache(rows).is_none() == to_cache(most).is_none() => Ok(rows),
+        // As many whatever there are: none, or what there is room for.
+        None if to_cache(most).is_some() && to_cache(most) == to_cache(most / 2) => Ok(most),
+        _ => truth.count_rows(table),
+    }
 }
 
 /// The hot keys that were saved of a table. Without them the start is slower, and that is all.

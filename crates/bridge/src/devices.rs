@@ -65,7 +65,8 @@ pub(crate) fn open(
                     Some(host) => Tier::usage(host.as_ref(), table)?.rows,
                     None => 0,
                 },
-                num_rows: num_rows(truth, table, kind)?,
+                // A cache need not know exactly: that could take reading all rows.
+                num_rows: if kind.holds_all() { truth.count_rows(table)? } else { truth.usage(table)?.rows },
                 largest_key: largest_key(truth, table, kind, sources.and_then(|sources| sources.get(i)))?,
             });
         }
@@ -160,14 +161,6 @@ fn kind(gpu: &GpuConfig) -> CacheKind {
         EmbeddingCacheType::Static => CacheKind::Static,
         EmbeddingCacheType::Uvm => CacheKind::Uvm,
     }
-}
-
-/// A cache need not know exactly how many rows there are: that could take reading all.
-fn num_rows(truth: &dyn TruthTier, table: TableId, kind: CacheKind) -> Result<u64> {
-    if kind.holds_all() {
-        return truth.count_rows(table);
-    }
-    Ok(truth.estimate_rows(table)?.unwrap_or(truth.usage(table)?.rows))
 }
 
 /// The largest key of a table, as far as it can be told without reading all rows. A cache may be told less than the truth:

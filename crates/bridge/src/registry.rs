@@ -235,7 +235,7 @@ fn start_timer(store: &Arc<OpenStore>) -> Result<Option<Timer>> {
             Task::Refresh(model) => open.store.refresh_model(model, goes_on).map(drop),
             Task::SaveHotKeys => open.save_hot_keys(),
             Task::ReturnFreeMemory => {
-                allocator::return_free_memory();
+                allocator::now_and_then();
                 Ok(())
             }
         })

@@ -14,7 +14,7 @@ use crate::tier::{TableSpec, TruthTier};
 
 /// Keys that are remembered at a time because some row of theirs in the files is not the one that is held. Rows of repeated keys are
 /// among them, as the last one counts. If there are more, files are read several times, for a part of the keys each time.
-const MAX_REMEMBERED: usize = 16 << 20;
+const MAX_REMEMBERED: usize = 14 << 20;
 /// Of so many keys in a row, one is looked up in any case: that lookups find what a scan reads.
 const SAMPLED: usize = 256;
 /// Keys that are named.
@@ -75,8 +75,8 @@ pub fn read_all(
 /// Compares the rows of the model files with those that are held and were read. Several sources share one key space (table fusion).
 ///
 /// The files are read once if they have just these rows, and one key in [`SAMPLED`] is looked up. Only if something differs, for repeated
-/// keys or updates perhaps, they are read again, and keys are looked up whose rows may be what differs; read again for every 16 million
-/// keys that differ.
+/// keys or updates perhaps, they are read again, and keys are looked up whose rows may be what differs; if those that differ are more than
+/// 14 million, several times.
 ///
 /// # Errors
 /// What the tier and the files report.
@@ -198,10 +198,7 @@ impl Comparison<'_> {
         let mut remembered: HashMap<Key, Last> = HashMap::new();
         let mut done = 0;
         for source in self.sources {
-            source.files.read(&mut |keys, rows| {
-                if remembered.len() > self.max_remembered {
-                    return Ok(());
-                }
+            let read = source.files.read(&mut |keys, rows| {
                 let (suspects, expected): (Vec<Key>, Vec<&[u8]>) =
                     keys.iter().copied().zip(rows.iter()).filter(|&(key, _)| is_suspect(key)).unzip();
                 self.look_up(&suspects, expected.into_iter(), |key, last| {
@@ -211,10 +208,15 @@ impl Comparison<'_> {
                 })?;
                 done += keys.len() as u64;
                 self.progress("comparing", done, total);
-                Ok(())
-            })?;
+                // An error, as nothing else ends the reading.
+                if remembered.len() > self.max_remembered { Err(too_many()) } else { Ok(()) }
+            });
+            if remembered.len() > self.max_remembered {
+                return Ok(None);
+            }
+            read?;
         }
-        Ok(Some(remembered).filter(|remembered| remembered.len() <= self.max_remembered))
+        Ok(Some(remembered))
     }
 }
 
@@ -229,6 +231,10 @@ fn add(found: &mut Difference, unlike: HashMap<Key, Last>) {
     }
     found.examples.sort_unstable();
     found.examples.truncate(MAX_NAMED);
+}
+
+fn too_many() -> Error {
+    Error::new(ErrorKind::Internal, "more keys differ than are remembered at a time")
 }
 
 fn not_whole() -> Error {

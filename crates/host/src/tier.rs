@@ -282,7 +282,7 @@ impl TableLoad for HostLoad<'_> {
 
     /// Counts evicted keys too; one that was evicted and came again counts twice.
     fn commit(self: Box<Self>, record: &str, _: Written<'_>) -> Result<u64> {
-        let Self { entry, table, _turn } = *self;
+        let Self { _turn, entry, table } = *self;
         // Keys that came again have left rows behind, which nobody has seen.
         table.reclaim(true);
         let rows = table.usage().rows + table.num_evicted();

@@ -288,7 +288,7 @@ impl TableLoad for SharedLoad<'_> {
 
     /// Counts evicted keys too; one that was evicted and came again counts twice.
     fn commit(self: Box<Self>, record: &str, _: Written<'_>) -> Result<u64> {
-        let Self { table, version, _turn } = *self;
+        let Self { _turn, table, version } = *self;
         let rows = version.num_rows() + version.num_evicted();
         let number = version.number;
         match table.commit(version, record) {

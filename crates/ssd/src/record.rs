@@ -6,7 +6,7 @@
 //!  "held": "table",                   "table", "unrecorded" (the predecessor's) or "nothing" (some rows, not whole)
 //!  "record": "...",                   the caller's text, if "table"
 //!  "rows": 1000000,                   rows of the active column family; null: written since they were counted
-//!  "counted": {"rows": 1000000, "bytes": 72000000},      then: what they were when they were counted; null: they never were
+//!  "counted": {"rows": 1000000, "bytes": 72000000},      then: what they were when they were counted; null: never, or "rows" says it
 //!  "loading": "__hps_2.hps_et.m.t",   a load that has not been committed; null: none
 //!  "dropping": null}                  what the last commit replaced, if it is not known to be gone
 //! ```

@@ -115,12 +115,15 @@ impl Table {
         Ok(value.unwrap_or(0))
     }
 
-    /// Notes how many rows there were just now. Not an error if it fails: they are counted again.
+    /// Notes how many rows there were just now, unless the table has no record, as what the predecessor wrote. Not an error if it fails:
+    /// they are counted again.
     pub(crate) fn note_count(&self, database: &Database, rows: u64) {
+        if self.record().held == Held::Unrecorded {
+            return;
+        }
         let Ok(bytes) = self.bytes(database) else { return };
         drop(self.change(database, Durability::Logged, |record| {
-            // What the predecessor wrote stays without a record.
-            if matches!(record.held, Held::Table(_)) && record.rows.exact().is_none() {
+            if record.rows.exact().is_none() {
                 record.rows = RowCount::Before { rows, bytes };
             }
         }));

@@ -290,10 +290,15 @@ impl TruthTier for SsdTier {
         Ok(rows)
     }
 
-    /// The number when they were last counted, unless the table's size has changed by more than a fifth since.
-    fn estimate_rows(&self, table: TableId) -> Result<Option<u64>> {
-        let table = self.table(table)?;
-        Ok(table.record().rows.estimate(table.bytes(&self.database)?))
+    /// The number when they were last counted, unless the table's size has changed by more than a fifth since. RocksDB's estimate where a
+    /// count could not be noted.
+    fn estimate_rows(&self, id: TableId) -> Result<Option<u64>> {
+        let table = self.table(id)?;
+        let record = table.record();
+        match record.rows.estimate(table.bytes(&self.database)?) {
+            None if self.is_read_only || record.held == Held::Unrecorded => Ok(Some(self.usage(id)?.rows)),
+            estimate => Ok(estimate),
+        }
     }
 
     fn is_shared(&self, table: TableId) -> bool {
