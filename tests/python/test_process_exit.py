@@ -75,7 +75,8 @@ def test_the_next_process_finds_the_database_intact(make_store: StoreMaker, run_
     store = make_store(tiers="ssd")
     for _ in range(2):
         done = run_python(
-            START + "print(lookup().view(torch.int32)[:, 0].sum().item())\nos._exit(0)", store.path
+            START + "print(lookup().view(torch.int32)[:, 0].sum().item(), flush=True)\nos._exit(0)",
+            store.path,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == "4950", "keys 0 to 99 are in the table"
