@@ -28,8 +28,8 @@ from load import copy, forget, write_model_files
 #: Where the installation has the program.
 HPS = Path(sys.executable).parent / "hps"
 
-#: Opens the store and looks keys up, in a process of its own.
-READER = """
+#: Opens the store, in a process of its own.
+OPENER = """
 import sys, time
 from pathlib import Path
 
@@ -38,16 +38,20 @@ import torch
 
 import hps_torch
 
-config, model, dim, files, num_lookups = sys.argv[1:]
+config, model, dim, files, number = sys.argv[1:]
 start = time.perf_counter()
 hps_torch.open(config)
 print(f"opened in {time.perf_counter() - start:.3f} s")
 
 keys = np.memmap(Path(files) / "key", dtype=np.int64, mode="r")
+"""
+
+#: Looks keys up in it.
+READER = """
 rows = np.memmap(Path(files) / "emb_vector", dtype=np.float32, mode="r").reshape(-1, int(dim))
 rng = np.random.default_rng(time.time_ns())
 times = []
-for _ in range(int(num_lookups)):
+for _ in range(int(number)):
     positions = np.sort(rng.integers(0, len(keys), 4096))
     asked, expected = torch.from_numpy(keys[positions]), torch.from_numpy(rows[positions])
     start = time.perf_counter()
@@ -63,25 +67,13 @@ print(
 )
 """
 
-#: Updates rows, in a process of its own.
+#: Updates rows of it.
 UPDATER = """
-import sys, time
-from pathlib import Path
-
-import numpy as np
-import torch
-
-import hps_torch
-
-config, model, dim, files, num_updates = sys.argv[1:]
-start = time.perf_counter()
-hps_torch.open(config)
-print(f"opened in {time.perf_counter() - start:.3f} s, before {num_updates} rows were updated")
-keys = np.memmap(Path(files) / "key", dtype=np.int64, mode="r")
-positions = np.random.default_rng(7).choice(len(keys), int(num_updates), replace=False)
+positions = np.random.default_rng(7).choice(len(keys), int(number), replace=False)
 hps_torch.update(
     config, model, 0, torch.from_numpy(keys[positions]), torch.full((len(positions), int(dim)), 2.0)
 )
+print(f"{number} rows updated")
 """
 
 
@@ -171,17 +163,18 @@ class Table:
             + (f" but for the {num_updated:,} that were updated" if num_updated else "")
         )
 
+    def _run(self, script: str, number: int) -> None:
+        what = [self.config, MODEL, str(self.dim), str(self.files), str(number)]
+        command = [sys.executable, "-c", OPENER + script, *what]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        say("; ".join(done.stdout.splitlines()))
+
     def update(self, num_updates: int) -> None:
-        what = [self.config, MODEL, str(self.dim), str(self.files), str(num_updates)]
-        command = [sys.executable, "-c", UPDATER, *what]
-        say(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+        self._run(UPDATER, num_updates)
 
     def read(self, num_lookups: int) -> None:
         forget(self.database.glob("*.sst"))
-        what = [self.config, MODEL, str(self.dim), str(self.files), str(num_lookups)]
-        command = [sys.executable, "-c", READER, *what]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        say("; ".join(done.stdout.splitlines()))
+        self._run(READER, num_lookups)
 
 
 def main() -> None:

@@ -32,16 +32,12 @@ fn return_free_memory() {
 #[cfg(all(test, target_env = "gnu"))]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use hps_core::testing::resident_bytes;
+
     use super::*;
 
     const PIECE_BYTES: usize = 64 << 10;
     const NUM_PIECES: usize = 1024;
-
-    fn resident_bytes() -> usize {
-        let text = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = text.lines().find(|line| line.starts_with("RssAnon")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
-    }
 
     #[test]
     fn what_a_thread_has_freed_goes_back_to_the_system() {
@@ -52,11 +48,8 @@ mod tests {
             let before = resident_bytes();
             return_free_memory();
             let returned = before.saturating_sub(resident_bytes());
-            assert!(
-                returned > PIECE_BYTES * NUM_PIECES / 2,
-                "{returned} bytes of {}",
-                PIECE_BYTES * NUM_PIECES
-            );
+            let freed = (PIECE_BYTES * NUM_PIECES) as u64;
+            assert!(returned > freed / 2, "{returned} bytes of {freed}");
             drop(pieces);
         })
         .join()

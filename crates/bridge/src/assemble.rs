@@ -11,7 +11,7 @@ use hps_core::load::{self, Loaded, fill_cache, load_table};
 use hps_core::memory::{BlockAllocator, MmapAllocator};
 use hps_core::observer::Observer;
 use hps_core::store::Tiers;
-use hps_core::tier::{CacheTier, EvictionPolicy, Expected, Held, TableSpec, Tier, TruthTier};
+use hps_core::tier::{CacheTier, EvictionPolicy, Expected, Held, TableSpec, TruthTier};
 use hps_core::update_clock::UpdateClock;
 use hps_core::{EmbeddingStore, Error, ErrorKind, Key, Result, TableId};
 use hps_host::{HostSettings, HostTier, Place};
@@ -107,10 +107,7 @@ fn open_store(config: &Config, observer: &Arc<dyn Observer>) -> Result<Embedding
             let rows_of = |table: usize| -> Result<u64> {
                 match (sources.as_ref().and_then(|sources| sources.get(table)), &ssd) {
                     (Some(sources), _) => Ok(sources.iter().map(|source| source.files.num_keys()).sum()),
-                    (None, Some(ssd)) => {
-                        let table = TableId(table as u32);
-                        Ok(ssd.estimate_rows(table)?.unwrap_or(ssd.usage(table)?.rows))
-                    }
+                    (None, Some(ssd)) => ssd.about_rows(TableId(table as u32)),
                     (None, None) => Ok(0),
                 }
             };

@@ -254,6 +254,17 @@ pub trait TruthTier: Tier {
         Ok(Some(self.usage(table)?.rows))
     }
 
+    /// About the number of rows, told without reading them: [`Self::estimate_rows`], or else what [`Tier::usage`] says.
+    ///
+    /// # Errors
+    /// As [`Self::estimate_rows`].
+    fn about_rows(&self, table: TableId) -> Result<u64> {
+        match self.estimate_rows(table)? {
+            Some(rows) => Ok(rows),
+            None => Ok(self.usage(table)?.rows),
+        }
+    }
+
     /// The largest key, if telling it does not take reading all rows.
     ///
     /// # Errors

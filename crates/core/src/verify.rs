@@ -59,7 +59,7 @@ pub fn read_all(
     spec: &TableSpec,
     observer: &dyn Observer,
 ) -> Result<Checksums> {
-    let total = truth.estimate_rows(table)?.unwrap_or(truth.usage(table)?.rows);
+    let total = truth.about_rows(table)?;
     let mut read = Checksums::new(total);
     let show = |done, total| observer.progress(Progress { what: "reading", table: &spec.name, done, total });
     truth.scan(table, &mut |keys, rows| {

@@ -132,6 +132,13 @@ pub fn lookup(open: &OpenStore, id: usize, keys: &[Key]) -> Result<(Vec<u8>, Loo
     Ok((rows, counts))
 }
 
+/// A count of `/proc/self/io`: bytes that all threads of this process have had from read calls (`rchar`), or given to write calls (`wchar`).
+pub fn io_bytes(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/io").unwrap();
+    let mut counts = text.lines().filter_map(|line| line.split_once(": "));
+    counts.find(|(found, _)| *found == name).unwrap().1.parse().unwrap()
+}
+
 /// A small generator of random numbers (xorshift64*), so that a failing run can be repeated.
 pub struct Random(pub u64);
 

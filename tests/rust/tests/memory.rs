@@ -1,12 +1,13 @@
 //! What the process takes with `memory_bytes` stays within it, however long it runs: host memory, RocksDB's caches and memtables, and what
-//! the allocator keeps. `HPS_SOAK_SECONDS` says how long; 12 unless set, as free memory is returned every 10. The only test of its program: it measures the whole process.
+//! the allocator keeps. `HPS_SOAK_SECONDS` says how long; 12 unless set, as free memory is returned every 10.
+//! The only test of its program: it measures the whole process.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hps_core::key::mix;
-use hps_core::testing::{row_of, rows_of};
+use hps_core::testing::{resident_bytes, row_of, rows_of};
 use hps_core::tier::TierKind;
 use hps_core::{Key, Rows, TableId};
 use hps_tests::{Deployment, Random, lookup};
@@ -17,13 +18,6 @@ const ROWS: u64 = 1_500_000;
 const BUDGET: u64 = 256 << 20;
 /// So that other work on the machine goes on.
 const PAUSE: Duration = Duration::from_millis(3);
-
-/// Of files that are mapped, as the library itself is, nothing.
-fn resident_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = text.lines().find(|line| line.starts_with("RssAnon")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
 
 #[test]
 fn the_process_stays_within_its_budget() {

@@ -3,13 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use hps_core::Key;
-use hps_tests::Deployment;
-
-/// Bytes that all threads of this process have handed to write calls so far.
-fn bytes_written() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/io").unwrap();
-    text.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
-}
+use hps_tests::{Deployment, io_bytes};
 
 #[test]
 fn a_second_start_with_unchanged_files_rewrites_nothing() {
@@ -28,9 +22,9 @@ fn a_second_start_with_unchanged_files_rewrites_nothing() {
     };
     let before = files(&deployment);
     assert!(!before.is_empty());
-    let written = bytes_written();
+    let written = io_bytes("wchar");
     let open = deployment.open().unwrap();
-    let written = bytes_written() - written;
+    let written = io_bytes("wchar") - written;
     assert!(written < 200_000, "{written} bytes written by a start that had nothing to do");
     deployment.check(&open, 0, &keys);
     drop(open);

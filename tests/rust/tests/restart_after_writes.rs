@@ -5,18 +5,12 @@
 use hps_core::testing::rows_of;
 use hps_core::tier::TierKind;
 use hps_core::{Key, Rows, TableId};
-use hps_tests::Deployment;
+use hps_tests::{Deployment, io_bytes};
 use serde_json::json;
 
 const DIM: usize = 32;
 const NUM_ROWS: u64 = 200_000;
 const CACHE_RATE: f64 = 0.01;
-
-/// Bytes that read calls have handed to all threads of this process so far.
-fn bytes_read() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/io").unwrap();
-    text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
-}
 
 /// Writes rows: those that are there, with the values that they have, or new ones.
 fn write(deployment: &mut Deployment, keys: &[Key]) {
@@ -33,9 +27,9 @@ fn write(deployment: &mut Deployment, keys: &[Key]) {
 /// has read, in tables of [`NUM_ROWS`].
 fn open_with(deployment: &mut Deployment, cache_rate: f64, keys: &[Key]) -> (u64, f64) {
     deployment.config["volatile_db"]["initial_cache_rate"] = json!(cache_rate);
-    let before = bytes_read();
+    let before = io_bytes("rchar");
     let open = deployment.open().unwrap();
-    let read = bytes_read() - before;
+    let read = io_bytes("rchar") - before;
     let counts = deployment.check(&open, 0, keys);
     (counts.hits(TierKind::Host), read as f64 / (NUM_ROWS * DIM as u64 * 4) as f64)
 }

@@ -29,6 +29,13 @@ use crate::update_clock::UpdateClock;
 pub use fake_device::{Answers, Call, DeviceMemory, FakeDevice, FakeSettings, FakeTable};
 pub use map_tier::{Hook, MapTier};
 
+/// Memory that this process has of its own and in use: of files that are mapped, as the library itself is, nothing.
+pub fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
 /// The tables to open a tier with: several sizes of rows, both widths of keys.
 pub fn specs() -> Vec<TableSpec> {
     [
